@@ -1,0 +1,53 @@
+// The Python face of kernels.h: integers become pointers, the GIL is released, an error code becomes an exception. No logic.
+#include <pybind11/pybind11.h>
+
+#include "kernels.h"
+
+namespace py = pybind11;
+
+namespace {
+
+template <class T>
+struct Argument {
+  using Type = T;
+  static T convert(T value) { return value; }
+};
+
+// A pointer travels as the integer of torch's data_ptr(), null as 0.
+template <class T>
+struct Argument<T*> {
+  using Type = std::uintptr_t;
+  static T* convert(std::uintptr_t value) { return reinterpret_cast<T*>(value); }
+};
+
+void raise(int code) {
+  PyObject* type = code == TTS_INVALID_ARGUMENT ? PyExc_ValueError : code == TTS_OUT_OF_MEMORY ? PyExc_MemoryError : PyExc_RuntimeError;
+  PyErr_SetString(type, tts_last_error());
+  throw py::error_already_set();
+}
+
+template <class... Args>
+void define(py::module_& module, const char* name, int (*launcher)(Args...)) {
+  module.def(name, [launcher](typename Argument<Args>::Type... args) {
+    int code;
+    {
+      py::gil_scoped_release release;
+      code = launcher(Argument<Args>::convert(args)...);
+    }
+    if (code != TTS_OK) raise(code);
+  });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, module) {
+  module.attr("abi_version") = tts_abi_version();
+  define(module, "linear", tts_linear);
+  define(module, "append", tts_append);
+  define(module, "attend", tts_attend);
+  define(module, "plan", tts_plan);
+  define(module, "score", tts_score);
+  define(module, "prune", tts_prune);
+  define(module, "fork", tts_fork);
+  define(module, "sample", tts_sample);
+}

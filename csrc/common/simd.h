@@ -1,0 +1,213 @@
+// Sixteen float32 lanes over float32, float16 and bfloat16 storage, in portable vector extensions.
+//
+// A kernel's task function is marked TTS_CLONES and everything it calls TTS_INLINE: the compiler then makes one copy of the task
+// per instruction set (AVX-512, AVX2, baseline) and the loader picks one. Elsewhere there is one copy for the target.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "kernels.h"
+
+#define TTS_INLINE inline __attribute__((always_inline))
+#define TTS_INLINE_LAMBDA __attribute__((always_inline))
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && (!defined(__clang__) || __clang_major__ >= 17)
+#define TTS_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define TTS_CLONES
+#endif
+
+namespace tts {
+
+constexpr int kLanes = 16;
+
+typedef float F32x16 __attribute__((vector_size(64)));
+typedef double F64x8 __attribute__((vector_size(64)));
+typedef uint32_t U32x16 __attribute__((vector_size(64)));
+typedef int32_t I32x16 __attribute__((vector_size(64)));
+typedef float F32x4 __attribute__((vector_size(16)));
+typedef uint32_t U32x4 __attribute__((vector_size(16)));
+
+struct F16 {
+  uint16_t bits;
+};
+struct BF16 {
+  uint16_t bits;
+};
+
+template <class To, class From>
+TTS_INLINE To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "a bit cast keeps the size");
+  To to;
+  std::memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+// The conversions work on one lane (uint32_t, float) and on vectors (U32x16, F32x16) alike: a half sits in the low 16 bits.
+
+// Widening is exact. Both candidate results are computed without a branch (Maratyszka's FP16): `normal` rescales the exponent by
+// a product, `subnormal` lets the subtraction of a magic bias normalise.
+template <class F, class U>
+TTS_INLINE F widen_f16(U half) {
+  const U shifted = half << 16, twice = shifted + shifted;
+  const F normal = bit_cast<F>((twice >> 4) + (0xE0u << 23)) * 0x1.0p-112f;
+  const F subnormal = bit_cast<F>((twice >> 17) | (126u << 23)) - 0.5f;
+  return bit_cast<F>((shifted & 0x80000000u) | (twice < (1u << 27) ? bit_cast<U>(subnormal) : bit_cast<U>(normal)));
+}
+
+// Rounds to nearest even; NaN becomes the quiet NaN, too large becomes infinite.
+template <class F, class U>
+TTS_INLINE U narrow_f16(F value) {
+  const U word = bit_cast<U>(value), twice = word + word, magnitude = word & 0x7FFFFFFFu;
+  const F scaled = (bit_cast<F>(magnitude) * 0x1.0p+112f) * 0x1.0p-110f;
+  const U exponent = twice & 0xFF000000u;
+  const U bias = exponent < 0x71000000u ? 0x71000000u + (exponent & 0u) : exponent;
+  const U rounded = bit_cast<U>(bit_cast<F>((bias >> 1) + 0x07800000u) + scaled);
+  const U result = ((rounded >> 13) & 0x7C00u) + (rounded & 0x0FFFu);
+  return (word & 0x80000000u) >> 16 | (twice > 0xFF000000u ? 0x7E00u + (word & 0u) : result);
+}
+
+template <class F, class U>
+TTS_INLINE U narrow_bf16(F value) {
+  const U word = bit_cast<U>(value);
+  const U rounded = (word + 0x7FFFu + ((word >> 16) & 1u)) >> 16;
+  return word + word > 0xFF000000u ? 0x7FC0u + (word & 0u) : rounded;
+}
+
+// A vector of W = 4 or 16 float32 lanes and its unsigned twin.
+template <int W>
+struct Vector;
+template <>
+struct Vector<4> {
+  using Float = F32x4;
+  using Bits = U32x4;
+  typedef uint16_t Half __attribute__((vector_size(8)));
+};
+template <>
+struct Vector<16> {
+  using Float = F32x16;
+  using Bits = U32x16;
+  typedef uint16_t Half __attribute__((vector_size(32)));
+};
+
+// W consecutive elements as float32, from any address that is aligned to the element.
+template <int W>
+TTS_INLINE typename Vector<W>::Float load(const float* from) {
+  typename Vector<W>::Float to;
+  std::memcpy(&to, from, sizeof(to));
+  return to;
+}
+
+template <int W>
+TTS_INLINE typename Vector<W>::Bits load_half(const void* from) {
+  typename Vector<W>::Half half;
+  std::memcpy(&half, from, sizeof(half));
+  return __builtin_convertvector(half, typename Vector<W>::Bits);
+}
+
+template <int W>
+TTS_INLINE typename Vector<W>::Float load(const F16* from) {
+  return widen_f16<typename Vector<W>::Float>(load_half<W>(from));
+}
+
+template <int W>
+TTS_INLINE typename Vector<W>::Float load(const BF16* from) {
+  return bit_cast<typename Vector<W>::Float>(load_half<W>(from) << 16);
+}
+
+TTS_INLINE float load1(const float* from) { return *from; }
+TTS_INLINE float load1(const F16* from) { return widen_f16<float>(uint32_t{from->bits}); }
+TTS_INLINE float load1(const BF16* from) { return bit_cast<float>(uint32_t{from->bits} << 16); }
+
+TTS_INLINE void store(float* to, F32x16 value) { std::memcpy(to, &value, sizeof(value)); }
+
+TTS_INLINE void store_half(void* to, U32x16 bits) {
+  const auto half = __builtin_convertvector(bits, Vector<16>::Half);
+  std::memcpy(to, &half, sizeof(half));
+}
+
+TTS_INLINE void store(F16* to, F32x16 value) { store_half(to, narrow_f16<F32x16, U32x16>(value)); }
+TTS_INLINE void store(BF16* to, F32x16 value) { store_half(to, narrow_bf16<F32x16, U32x16>(value)); }
+
+// The first `count` <= 16 lanes; the others are 0 when loaded and not written when stored.
+template <class T>
+TTS_INLINE F32x16 load_some(const T* from, int64_t count) {
+  if (count >= kLanes) return load<kLanes>(from);
+  T padded[kLanes] = {};
+  std::memcpy(padded, from, static_cast<size_t>(count) * sizeof(T));
+  return load<kLanes>(padded);
+}
+
+template <class T>
+TTS_INLINE void store_some(T* to, F32x16 value, int64_t count) {
+  if (count >= kLanes) return store(to, value);
+  T padded[kLanes];
+  store(padded, value);
+  std::memcpy(to, padded, static_cast<size_t>(count) * sizeof(T));
+}
+
+TTS_INLINE F32x16 splat(float value) { return value - F32x16{}; }
+
+TTS_INLINE F32x16 larger(F32x16 a, F32x16 b) { return a > b ? a : b; }
+
+// The sum of the lanes, as a tree: 8 + 8, 4 + 4, ...
+TTS_INLINE float sum_lanes(F32x16 value) {
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) value[i] += value[i + half];
+  return value[0];
+}
+
+TTS_INLINE float max_lanes(F32x16 value) {
+  float most = value[0];
+  for (int i = 1; i < kLanes; ++i) most = value[i] > most ? value[i] : most;
+  return most;
+}
+
+// 2^x for x <= 127 within 2 ulp, 0 below -126, NaN for NaN. The polynomial is the minimax one for 2^f on [-.5, .5] (2e-9).
+TTS_INLINE F32x16 exp2(F32x16 x) {
+  const float kShift = 0x1.8p23f;  // adding it leaves round(x) in the low bits
+  const F32x16 shifted = x + kShift, f = x - (shifted - kShift);
+  F32x16 poly = f * 0x1.41fbc6p-13f + 0x1.5f3e54p-10f;
+  poly = poly * f + 0x1.3b2d4cp-7f;
+  poly = poly * f + 0x1.c6aee8p-5f;
+  poly = poly * f + 0x1.ebfbdcp-3f;
+  poly = poly * f + 0x1.62e430p-1f;
+  poly = poly * f + 1.0f;
+  const F32x16 power = bit_cast<F32x16>((bit_cast<U32x16>(shifted) + 127u) << 23);
+  return x < -126.0f ? F32x16{} : poly * power;
+}
+
+// Writes 16 rows of `count` elements as columns: to[i * stride + r] = rows[r][i].
+template <class T>
+TTS_INLINE void transpose16(const T* const* rows, int64_t count, float* to, int64_t stride) {
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4)
+    for (int r = 0; r < kLanes; r += 4) {
+      const F32x4 a = load<4>(rows[r] + i), b = load<4>(rows[r + 1] + i);
+      const F32x4 c = load<4>(rows[r + 2] + i), d = load<4>(rows[r + 3] + i);
+      const F32x4 ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+      const F32x4 cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+      const F32x4 columns[4] = {
+          __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5), __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7),
+          __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5), __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7)};
+      for (int j = 0; j < 4; ++j) std::memcpy(to + (i + j) * stride + r, &columns[j], sizeof(F32x4));
+    }
+  for (; i < count; ++i)
+    for (int r = 0; r < kLanes; ++r) to[i * stride + r] = load1(rows[r] + i);
+}
+
+// Calls body(T{}) with the storage type that `dtype` names; false if it names none.
+template <class Body>
+TTS_INLINE bool with_dtype(int dtype, Body&& body) {
+  switch (dtype) {
+    case TTS_F32: body(float{}); return true;
+    case TTS_F16: body(F16{}); return true;
+    case TTS_BF16: body(BF16{}); return true;
+    default: return false;
+  }
+}
+
+inline int64_t element_size(int dtype) { return dtype == TTS_F32 ? 4 : 2; }
+
+}  // namespace tts

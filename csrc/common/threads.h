@@ -1,0 +1,53 @@
+// The thread count of the OpenMP runtime, and scratch memory that the calling thread owns and its workers share out.
+#pragma once
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include <cstdint>
+#include <memory>
+#include <new>
+
+namespace tts {
+
+inline int max_threads() {
+#ifdef _OPENMP
+  return omp_get_max_threads();
+#else
+  return 1;
+#endif
+}
+
+inline int thread_index() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
+// Memory that grows to the largest request and keeps no content from one request to the next.
+class Scratch {
+ public:
+  // `bytes` aligned to a cache line, valid until the next call; throws std::bad_alloc.
+  void* take(int64_t bytes) {
+    if (bytes > capacity_) {
+      memory_.reset();
+      capacity_ = 0;
+      memory_.reset(::operator new(static_cast<size_t>(bytes), kAlignment));
+      capacity_ = bytes;
+    }
+    return memory_.get();
+  }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  struct Free {
+    void operator()(void* memory) const { ::operator delete(memory, kAlignment); }
+  };
+  std::unique_ptr<void, Free> memory_;
+  int64_t capacity_ = 0;
+};
+
+}  // namespace tts

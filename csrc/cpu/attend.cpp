@@ -1,0 +1,428 @@
+// attend: out[i,h] = softmax(scale * q[i,h] @ K) @ V over the tokens of the work items that cover query i.
+//
+// A task is a block of consecutive queries x one KV head: about 64 query heads, which share every read of K and V. It reads
+// 2*D elements per token of the items that overlap the block, and q and out once. Two passes over the context: all scores
+// (a lane is a token, the sum runs over d in order), then per query head the maximum, exp2 and the sum, then the values (a lane
+// is a d). Invariant: what a query accumulates depends on the position of a token in its own context and on nothing else:
+// scores lane by lane, the sum of weights in 16 lanes by position mod 16, values in 4 sums by position mod 4. So its bits do
+// not depend on how items and spans cut the context, on the other queries or on the thread count.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "common/check.h"
+#include "common/simd.h"
+#include "common/threads.h"
+
+namespace tts {
+namespace {
+
+constexpr int64_t kTileTokens = 64;
+constexpr int64_t kBlockHeads = 64;            // query heads per task ...
+constexpr int64_t kBlockScores = 1 << 18;      // ... and their scores, at most 1 MB where one query allows it
+constexpr int64_t kMaxHeadDim = 256;
+constexpr int64_t kPhases = 4;                 // partial sums of the values: hides the latency of dependent multiply-adds
+constexpr int64_t kParallelWork = 1 << 17;     // multiply-adds below which a second thread costs more than it saves
+constexpr float kLog2E = 1.44269504088896341f;
+
+struct Attend {
+  int64_t N, H, G, D, P, L, S, num_spans, W;
+  const void* q;
+  int64_t q_token, q_head;
+  const void* pool;
+  const int32_t *spans, *item_indptr, *items;
+  int64_t layer;
+  float scale;
+  void* out;
+  float* lse;
+};
+
+int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// Which items a block of queries reads, and the room that its contexts need.
+struct Schedule {
+  int64_t block_queries = 0, num_blocks = 0, context_capacity = 0, work = 0;
+  std::vector<int64_t> block_indptr;  // into block_items, in the order of the call
+  std::vector<int32_t> block_items;
+  std::vector<int64_t> item_tokens, context;
+};
+
+void check_items(const Attend& p, Schedule& s) {
+  check_indptr("attend: values of item_indptr", p.item_indptr, p.W, p.num_spans);
+  s.item_tokens.assign(static_cast<size_t>(p.W), 0);
+  for (int64_t w = 0; w < p.W; ++w) {
+    const int32_t* item = p.items + w * 3;
+    check_range("attend: q0 of items", item[0], 0, p.N + 1);
+    check_range("attend: q1 of items", item[1], item[0], p.N + 1);
+    for (int64_t i = p.item_indptr[w]; i < p.item_indptr[w + 1]; ++i) {
+      const int32_t* span = p.spans + i * 3;
+      check_range("attend: page of spans", span[0], 0, p.P);
+      check_range("attend: first slot of spans", span[1], 0, p.S);
+      check_range("attend: count of spans", span[2], 0, p.S - span[1] + 1);
+      s.item_tokens[static_cast<size_t>(w)] += span[2];
+    }
+  }
+}
+
+// The longest context, from the difference of the contexts of neighbours: O(N + W).
+void measure_contexts(const Attend& p, Schedule& s) {
+  s.context.assign(static_cast<size_t>(p.N) + 1, 0);
+  s.work = 0;
+  for (int64_t w = 0; w < p.W; ++w) {
+    const int32_t* item = p.items + w * 3;
+    s.context[static_cast<size_t>(item[0])] += s.item_tokens[static_cast<size_t>(w)];
+    s.context[static_cast<size_t>(item[1])] -= s.item_tokens[static_cast<size_t>(w)];
+    s.work += (item[1] - item[0]) * s.item_tokens[static_cast<size_t>(w)] * p.H * p.D * 2;
+  }
+  int64_t running = 0, longest = 0;
+  for (int64_t i = 0; i < p.N; ++i) longest = std::max(longest, running += s.context[static_cast<size_t>(i)]);
+  s.context_capacity = round_up(longest + kTileTokens, kLanes);
+}
+
+void assign_items(const Attend& p, Schedule& s) {
+  const int64_t group = p.H / p.G;
+  s.block_queries = std::max<int64_t>(1, std::min(kBlockHeads, kBlockScores / s.context_capacity) / group);
+  s.num_blocks = (p.N + s.block_queries - 1) / s.block_queries;
+  s.block_indptr.assign(static_cast<size_t>(s.num_blocks) + 1, 0);
+  const auto for_each_block = [&](auto&& visit) {
+    for (int64_t w = 0; w < p.W; ++w)
+      if (p.items[w * 3] < p.items[w * 3 + 1])
+        for (int64_t b = p.items[w * 3] / s.block_queries; b <= (p.items[w * 3 + 1] - 1) / s.block_queries; ++b) visit(b, w);
+  };
+  for_each_block([&](int64_t b, int64_t) { ++s.block_indptr[static_cast<size_t>(b) + 1]; });
+  for (int64_t b = 0; b < s.num_blocks; ++b) s.block_indptr[static_cast<size_t>(b) + 1] += s.block_indptr[static_cast<size_t>(b)];
+  s.block_items.resize(static_cast<size_t>(s.block_indptr.back()));
+  std::vector<int64_t>& next = s.context;  // no longer needed
+  next.assign(s.block_indptr.begin(), s.block_indptr.end());
+  for_each_block([&](int64_t b, int64_t w) { s.block_items[static_cast<size_t>(next[static_cast<size_t>(b)]++)] = static_cast<int32_t>(w); });
+}
+
+// Where one KV head's keys (kv = 0) or values (kv = 1) of the layer lie: rows of D elements, S to a page.
+template <class T>
+struct Head {
+  const T* first_page;
+  int64_t page_stride, dim;
+
+  Head(const Attend& p, int64_t g, int64_t kv)
+      : first_page(static_cast<const T*>(p.pool) + ((p.layer * 2 + kv) * p.G + g) * p.S * p.D),
+        page_stride(p.L * 2 * p.G * p.S * p.D),
+        dim(p.D) {}
+
+  TTS_INLINE const T* row(int64_t page, int64_t slot) const { return first_page + page * page_stride + slot * dim; }
+};
+
+// The tokens of one work item in order.
+template <class T>
+class Tokens {
+ public:
+  Tokens(const Attend& p, const Head<T>& head, int64_t item) : head_(head), span_(p.spans + p.item_indptr[item] * 3) {}
+
+  TTS_INLINE const T* next_row() {
+    while (used_ == span_[2]) span_ += 3, used_ = 0;
+    return head_.row(span_[0], span_[1] + used_++);
+  }
+
+ private:
+  const Head<T>& head_;
+  const int32_t* span_;
+  int64_t used_ = 0;
+};
+
+// Asks for the first tile of an item, so that it arrives while another item is worked on: pages lie anywhere.
+template <class T>
+void prefetch(const Attend& p, const Head<T>& head, int64_t item) {
+  int64_t left = kTileTokens;
+  for (int64_t i = p.item_indptr[item]; i < p.item_indptr[item + 1] && left > 0; ++i) {
+    const int32_t* span = p.spans + i * 3;
+    const char* first = reinterpret_cast<const char*>(head.row(span[0], span[1]));
+    const int64_t bytes = std::min<int64_t>(span[2], left) * p.D * static_cast<int64_t>(sizeof(T));
+    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(first + byte);
+    left -= span[2];
+  }
+}
+
+// Memory of one task. Rows are query heads: query r of the block and head j of the group are row r * group + j.
+struct Workspace {
+  float* queries;     // [rows, D]
+  float* scores;      // [rows, context_capacity]
+  float* sums;        // [rows, kPhases, padded D]
+  float* tile;        // keys [kTileTokens / 16, D, 16] or values [kTileTokens, padded D]
+  float* total;       // [rows] sum of the row's weights
+  int64_t* position;  // [rows] tokens of the row's context before the item at hand
+  int64_t* visible;   // [rows] tokens of the item at hand that the row sees
+
+  static int64_t bytes(int64_t rows, int64_t dim, int64_t context_capacity) {
+    const int64_t padded = round_up(dim, kLanes);
+    return round_up(8 * 2 * rows + 4 * (rows * (dim + context_capacity + kPhases * padded + 1) + kTileTokens * padded), 64);
+  }
+
+  Workspace(void* memory, int64_t rows, int64_t dim, int64_t context_capacity) {
+    const int64_t padded = round_up(dim, kLanes);
+    tile = static_cast<float*>(memory);
+    sums = tile + kTileTokens * padded;
+    scores = sums + rows * kPhases * padded;
+    position = reinterpret_cast<int64_t*>(scores + rows * context_capacity);
+    visible = position + rows;
+    queries = reinterpret_cast<float*>(visible + rows);
+    total = queries + rows * dim;
+  }
+};
+
+// scores[i][16 * t + lane] = scale * queries[i] @ keys[t][:, lane] for ROWS rows and TILES * 16 tokens.
+template <int ROWS, int TILES>
+TTS_INLINE void score_tile(const float* queries, const float* keys, int64_t dim, float scale, float* const* scores) {
+  F32x16 acc[ROWS][TILES] = {};
+  for (int64_t d = 0; d < dim; ++d) {
+    F32x16 key[TILES];
+    for (int t = 0; t < TILES; ++t) key[t] = load<kLanes>(keys + (t * dim + d) * kLanes);
+    for (int i = 0; i < ROWS; ++i)
+      for (int t = 0; t < TILES; ++t) acc[i][t] += queries[i * dim + d] * key[t];
+  }
+  for (int i = 0; i < ROWS; ++i)
+    for (int t = 0; t < TILES; ++t) store(scores[i] + t * kLanes, acc[i][t] * scale);
+}
+
+template <int ROWS>
+TTS_INLINE void score_rows(const float* queries, const float* keys, int64_t dim, int64_t tokens, float scale, float* const* scores) {
+  switch ((tokens + kLanes - 1) / kLanes) {
+    case 1: return score_tile<ROWS, 1>(queries, keys, dim, scale, scores);
+    case 2: return score_tile<ROWS, 2>(queries, keys, dim, scale, scores);
+    case 3: return score_tile<ROWS, 3>(queries, keys, dim, scale, scores);
+    default: return score_tile<ROWS, 4>(queries, keys, dim, scale, scores);
+  }
+}
+
+// Scores of rows first..last-1 against a tile, each written at the row's position + `done`.
+TTS_CLONES void score_block(const Workspace& ws, int64_t first, int64_t last, int64_t dim, int64_t capacity, int64_t done,
+                            int64_t tokens, float scale) {
+  const auto target = [&](int64_t row) TTS_INLINE_LAMBDA { return ws.scores + row * capacity + ws.position[row] + done; };
+  int64_t row = first;
+  for (; row + 4 <= last; row += 4) {
+    float* const to[4] = {target(row), target(row + 1), target(row + 2), target(row + 3)};
+    score_rows<4>(ws.queries + row * dim, ws.tile, dim, tokens, scale, to);
+  }
+  for (; row < last; ++row) {
+    float* const to[1] = {target(row)};
+    score_rows<1>(ws.queries + row * dim, ws.tile, dim, tokens, scale, to);
+  }
+}
+
+// Turns `count` scores into weights e^(score - maximum) and returns the log of the sum of e^score, the sum through `total`.
+TTS_CLONES float softmax_row(float* scores, int64_t count, float* total) {
+  F32x16 most = splat(-INFINITY), sum = {};
+  for (int64_t i = count; i < round_up(count, kLanes); ++i) scores[i] = -INFINITY;
+  for (int64_t i = 0; i < count; i += kLanes) most = larger(load<kLanes>(scores + i), most);
+  const float maximum = max_lanes(most);
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const F32x16 weight = exp2((load<kLanes>(scores + i) - maximum) * kLog2E);
+    sum += weight;
+    store(scores + i, weight);
+  }
+  *total = sum_lanes(sum);
+  return static_cast<float>(maximum + std::log(static_cast<double>(*total)));
+}
+
+// sums[i][(position[i] + t) % 4] += weights[i][t] * values[t] for ROWS rows and `tokens` tokens.
+template <int ROWS>
+TTS_INLINE void weigh_rows(const float* const* weights, const float* values, int64_t tokens, int64_t padded, float* const* sums,
+                           const int64_t* position) {
+  for (int64_t d = 0; d < padded; d += kLanes) {
+    F32x16 acc[ROWS][kPhases];
+    const auto sum = [&](int i, int64_t phase) TTS_INLINE_LAMBDA { return sums[i] + (position[i] + phase) % kPhases * padded + d; };
+    for (int i = 0; i < ROWS; ++i)
+      for (int phase = 0; phase < kPhases; ++phase) acc[i][phase] = load<kLanes>(sum(i, phase));
+    int64_t t = 0;
+    for (; t + kPhases <= tokens; t += kPhases)
+      for (int phase = 0; phase < kPhases; ++phase) {
+        const F32x16 value = load<kLanes>(values + (t + phase) * padded + d);
+        for (int i = 0; i < ROWS; ++i) acc[i][phase] += weights[i][t + phase] * value;
+      }
+    for (int phase = 0; phase < kPhases - 1; ++phase)
+      if (t + phase < tokens) {
+        const F32x16 value = load<kLanes>(values + (t + phase) * padded + d);
+        for (int i = 0; i < ROWS; ++i) acc[i][phase] += weights[i][t + phase] * value;
+      }
+    for (int i = 0; i < ROWS; ++i)
+      for (int phase = 0; phase < kPhases; ++phase) store(sum(i, phase), acc[i][phase]);
+  }
+}
+
+// Adds the tile's values to rows first..last-1, to each as many as it sees: `done` tokens of the item came in earlier tiles.
+TTS_CLONES void weigh_block(const Workspace& ws, int64_t first, int64_t last, int64_t padded, int64_t capacity, int64_t done,
+                            int64_t tokens) {
+  const auto shown = [&](int64_t row) TTS_INLINE_LAMBDA { return std::max<int64_t>(0, std::min(tokens, ws.visible[row] - done)); };
+  for (int64_t row = first, rows; row < last; row += rows) {
+    rows = row + 4 <= last && shown(row) == shown(row + 3) ? 4 : 1;  // within an item `visible` never falls
+    const float* weights[4];
+    float* sums[4];
+    int64_t position[4];
+    for (int64_t i = 0; i < rows; ++i) {
+      position[i] = ws.position[row + i] + done;
+      weights[i] = ws.scores + (row + i) * capacity + position[i];
+      sums[i] = ws.sums + (row + i) * kPhases * padded;
+    }
+    if (rows == 4)
+      weigh_rows<4>(weights, ws.tile, shown(row), padded, sums, position);
+    else
+      weigh_rows<1>(weights, ws.tile, shown(row), padded, sums, position);
+  }
+}
+
+template <class T>
+TTS_CLONES void pack_keys(Tokens<T>& tokens, int64_t count, int64_t dim, float* tile) {
+  for (int64_t t = 0; t < count; t += kLanes) {
+    const T* rows[kLanes];
+    for (int64_t i = 0; i < kLanes; ++i) rows[i] = t + i < count ? tokens.next_row() : rows[i - 1];
+    transpose16(rows, dim, tile + t * dim, kLanes);
+  }
+}
+
+template <class T>
+TTS_CLONES void pack_values(Tokens<T>& tokens, int64_t count, int64_t dim, float* tile) {
+  for (int64_t t = 0; t < count; ++t) {
+    const T* row = tokens.next_row();
+    for (int64_t d = 0; d < dim; d += kLanes) store(tile + t * round_up(dim, kLanes) + d, load_some(row + d, dim - d));
+  }
+}
+
+template <class T>
+TTS_CLONES void load_queries(const T* from, int64_t rows, int64_t group, int64_t q_token, int64_t q_head, int64_t dim, float* to) {
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t d = 0; d < dim; ++d) to[row * dim + d] = load1(from + row / group * q_token + row % group * q_head + d);
+}
+
+template <class T>
+TTS_CLONES void write_row(const float* sums, int64_t padded, int64_t dim, float total, T* out) {
+  for (int64_t d = 0; d < dim; d += kLanes) {
+    const F32x16 even = load<kLanes>(sums + d) + load<kLanes>(sums + 2 * padded + d);
+    const F32x16 odd = load<kLanes>(sums + padded + d) + load<kLanes>(sums + 3 * padded + d);
+    store_some(out + d, (even + odd) / total, dim - d);
+  }
+}
+
+// One block of queries against one KV head. Row r is query head r % group of the block's query r / group.
+template <class T>
+class Task {
+ public:
+  Task(const Attend& p, const Schedule& s, int64_t block, int64_t g, void* memory)
+      : p_(p),
+        s_(s),
+        block_(static_cast<size_t>(block)),
+        g_(g),
+        first_query_(block * s.block_queries),
+        num_queries_(std::min(s.block_queries, p.N - first_query_)),
+        group_(p.H / p.G),
+        rows_(num_queries_ * group_),
+        keys_(p, g, 0),
+        values_(p, g, 1),
+        padded_(round_up(p.D, kLanes)),
+        ws_(memory, s.block_queries * group_, p.D, s.context_capacity) {}
+
+  void run() {
+    const T* q = static_cast<const T*>(p_.q) + first_query_ * p_.q_token + g_ * group_ * p_.q_head;
+    load_queries(q, rows_, group_, p_.q_token, p_.q_head, p_.D, ws_.queries);
+    std::fill_n(ws_.sums, rows_ * kPhases * padded_, 0.0f);
+    for_each_item(keys_, [&](int64_t w, int64_t first, int64_t last, int64_t tokens) { score_item(w, first, last, tokens); });
+    for (int64_t row = 0; row < rows_; ++row) normalize_row(row);
+    for_each_item(values_, [&](int64_t w, int64_t first, int64_t last, int64_t tokens) { weigh_item(w, first, last, tokens); });
+    for (int64_t row = 0; row < rows_; ++row) write_row(sums(row), padded_, p_.D, ws_.total[row], out(row));
+  }
+
+ private:
+  // Visits the items of the block in order with the rows [first, last) and the tokens that they see, and keeps `position` and
+  // `visible` of every row. `head` is what the visit reads.
+  template <class Visit>
+  void for_each_item(const Head<T>& head, Visit&& visit) {
+    std::fill_n(ws_.position, rows_, 0);
+    const auto end = static_cast<size_t>(s_.block_indptr[block_ + 1]);
+    for (auto i = static_cast<size_t>(s_.block_indptr[block_]); i < end; ++i) {
+      const int64_t w = s_.block_items[i], tokens = s_.item_tokens[static_cast<size_t>(w)];
+      if (i + 1 < end) prefetch(p_, head, s_.block_items[i + 1]);
+      const int32_t* item = p_.items + w * 3;
+      const int64_t first = (std::max<int64_t>(item[0], first_query_) - first_query_) * group_;
+      const int64_t last = (std::min<int64_t>(item[1], first_query_ + num_queries_) - first_query_) * group_;
+      for (int64_t row = first; row < last; ++row) {
+        const int64_t hidden = item[2] != 0 ? item[1] - 1 - (first_query_ + row / group_) : 0;
+        ws_.visible[row] = std::max<int64_t>(0, tokens - hidden);
+      }
+      visit(w, first, last, ws_.visible[last - 1]);
+      for (int64_t row = first; row < last; ++row) ws_.position[row] += ws_.visible[row];
+    }
+  }
+
+  void score_item(int64_t w, int64_t first, int64_t last, int64_t num_tokens) {
+    Tokens<T> keys(p_, keys_, w);
+    for (int64_t done = 0; done < num_tokens; done += kTileTokens) {
+      const int64_t tokens = std::min(kTileTokens, num_tokens - done);
+      pack_keys(keys, tokens, p_.D, ws_.tile);
+      score_block(ws_, first, last, p_.D, s_.context_capacity, done, tokens, p_.scale);
+    }
+  }
+
+  void weigh_item(int64_t w, int64_t first, int64_t last, int64_t num_tokens) {
+    Tokens<T> values(p_, values_, w);
+    for (int64_t done = 0; done < num_tokens; done += kTileTokens) {
+      const int64_t tokens = std::min(kTileTokens, num_tokens - done);
+      pack_values(values, tokens, p_.D, ws_.tile);
+      weigh_block(ws_, first, last, padded_, s_.context_capacity, done, tokens);
+    }
+  }
+
+  void normalize_row(int64_t row) {
+    const int64_t head = (first_query_ + row / group_) * p_.H + g_ * group_ + row % group_;
+    ws_.total[row] = 1.0f;
+    p_.lse[head] = -INFINITY;
+    if (ws_.position[row] > 0)
+      p_.lse[head] = softmax_row(ws_.scores + row * s_.context_capacity, ws_.position[row], &ws_.total[row]);
+  }
+
+  float* sums(int64_t row) const { return ws_.sums + row * kPhases * padded_; }
+
+  T* out(int64_t row) const {
+    return static_cast<T*>(p_.out) + ((first_query_ + row / group_) * p_.H + g_ * group_ + row % group_) * p_.D;
+  }
+
+  const Attend& p_;
+  const Schedule& s_;
+  const size_t block_;
+  const int64_t g_, first_query_, num_queries_, group_, rows_;
+  const Head<T> keys_, values_;
+  const int64_t padded_;
+  const Workspace ws_;
+};
+
+template <class T>
+void run_attend(const Attend& p, const Schedule& s) {
+  thread_local Scratch scratch;
+  const int64_t tasks = s.num_blocks * p.G;
+  const int threads = s.work > kParallelWork ? static_cast<int>(std::min<int64_t>(max_threads(), tasks)) : 1;
+  const int64_t bytes = Workspace::bytes(s.block_queries * (p.H / p.G), p.D, s.context_capacity);
+  char* memory = static_cast<char*>(scratch.take(threads * bytes));
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
+  for (int64_t task = 0; task < tasks; ++task)
+    Task<T>(p, s, task / p.G, task % p.G, memory + thread_index() * bytes).run();
+}
+
+}  // namespace
+}  // namespace tts
+
+int tts_attend(int dtype, int64_t N, int64_t H, int64_t G, int64_t D, int64_t P, int64_t L, int64_t S, int64_t num_spans, int64_t W,
+               const void* q, int64_t q_token, int64_t q_head, const void* pool, const int32_t* spans, const int32_t* item_indptr,
+               const int32_t* items, int64_t layer, double scale, void* out, float* lse) {
+  using namespace tts;
+  return guarded([&] {
+    check_range("attend: dtype", dtype, TTS_F32, TTS_BF16 + 1);
+    check_sizes("attend: q", {N, H, D});
+    check_sizes("attend: pool", {P, L, 2, G, S, D});
+    check(D % 8 == 0 && D <= kMaxHeadDim, "attend: head dim must be a multiple of 8 up to 256, got " + std::to_string(D));
+    check_range("attend: layer", layer, 0, L);
+    if (N == 0 || H == 0) return;
+    check(G > 0 && H % G == 0, "attend: H must be a multiple of G, got " + std::to_string(H) + " and " + std::to_string(G));
+    thread_local Schedule schedule;
+    const Attend p{N, H, G, D, P, L, S, num_spans, W, q, q_token, q_head, pool, spans, item_indptr, items, layer, float(scale), out, lse};
+    check_items(p, schedule);
+    measure_contexts(p, schedule);
+    assign_items(p, schedule);
+    with_dtype(dtype, [&](auto element) { run_attend<decltype(element)>(p, schedule); });
+  });
+}

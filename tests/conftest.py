@@ -1,0 +1,39 @@
+"""Settings for every test: quick, deterministic, offline."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import hypothesis
+import pytest
+import torch
+
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=50, derandomize=True)
+hypothesis.settings.load_profile("quick")
+
+
+
+@pytest.fixture(scope="session")
+def zoo_models():
+    """The shipped policy S and model M, loaded once."""
+    from tts.engine.model import Model
+
+    return Model.load("zoo:S"), Model.load("zoo:M")
+
+
+@pytest.fixture(scope="session")
+def make_search(zoo_models):
+    """A search on the zoo with pools and batches of any size: `make_search(num_pages=..., max_rows=...)`."""
+    from tts.engine.policy import Policy
+    from tts.search import Search
+    from tts.tasks.chain import Chain
+    from tts.verifiers.likelihood import Likelihood
+
+    def make(num_pages=4000, page_size=8, max_rows=256, max_batch_tokens=512, verifier=None, verifier_pages=None):
+        small, large = zoo_models
+        policy = Policy(small, num_pages, page_size, max_rows, max_batch_tokens)
+        judge = verifier or Likelihood(large, verifier_pages or num_pages, page_size, max_batch_tokens)
+        return Search(policy, {"prm": judge}, Chain())
+
+    return make

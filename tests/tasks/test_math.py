@@ -1,0 +1,81 @@
+import pytest
+
+from tts.tasks.math import PROMPTS, Math
+
+TASK = Math()
+
+
+def test_the_default_prompt_is_the_system_prompt_of_search_and_learn():
+    messages = TASK.render("solve", "1+1?", [], {})
+    assert [message["role"] for message in messages] == ["system", "user"]
+    assert messages[1]["content"] == "1+1?"
+    system = messages[0]["content"]
+    assert system.startswith(
+        "Solve the following math problem efficiently and clearly:\n\n- For simple problems (2 steps or fewer):\n"
+    )
+    assert "\n\n## Step 1: [Concise description]\n[Brief explanation and calculations]\n\n## Step 2: " in system
+    assert "Therefore, the final answer is: $\\boxed{answer}$. I hope it is correct.\n\nWhere [answer]" in system
+    assert system.endswith("expression that solves the problem.")
+
+
+def test_the_qwen_prompt_is_one_sentence():
+    system = Math(prompt="qwen").render("solve", "1+1?", [], {})[0]["content"]
+    assert system == "Please reason step by step, and put your final answer within \\boxed{}."
+
+
+def test_every_prompt_names_its_source_and_version():
+    assert all(prompt.source and prompt.version >= 1 for prompt in PROMPTS.values())
+
+
+def test_unknown_prompts_and_templates_are_refused_with_the_names_that_exist():
+    with pytest.raises(ValueError, match="'llama'.*search-and-learn, qwen"):
+        Math(prompt="llama")
+    with pytest.raises(ValueError, match="'revise'.*'solve'"):
+        TASK.render("revise", "1+1?", [], {})
+
+
+@pytest.mark.parametrize("question", ["", "  \n\t "])
+def test_a_blank_question_is_refused(question):
+    with pytest.raises(ValueError, match="question is empty"):
+        TASK.check(question)
+
+
+def test_a_question_may_have_a_hundred_thousand_characters_and_no_more():
+    TASK.check("x" * 100_000)
+    with pytest.raises(ValueError, match="100,001 characters: expected at most 100,000"):
+        TASK.check("x" * 100_001)
+
+
+def test_a_step_ends_at_a_blank_line_and_an_answer_has_2048_tokens():
+    assert (TASK.name, TASK.step_stop, TASK.max_tokens) == ("math", ("\n\n",), 2048)
+
+
+def test_answers_are_read_from_the_last_box_and_compared_as_strings_first():
+    assert TASK.extract(r"So $\boxed{\frac{1}{2}}$.") == r"\frac{1}{2}"
+    assert TASK.extract("So 1/2.") is None
+    assert TASK.equal("1/2", " 1/2 ")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\tb\nc", "a\tb\nc"),
+        ("\x1b[31mred\x1b[0m", "red"),
+        ("\x9b1;31mred", "red"),
+        ("\x1b]0;title\x07text", "text"),
+        ("\x1b]8;;http://x\x1b\\link", "link"),
+        ("\x90secret\x9cshown", "shown"),
+        ("over\rwritten\x08\x00\x7f\x85", "overwritten"),
+        ("\x1b]never ends", "]never ends"),
+        ("\x1b", ""),
+        ("π ≤ 4, ½", "π ≤ 4, ½"),
+    ],
+)
+def test_shown_text_holds_nothing_that_a_terminal_obeys(text, shown):
+    assert TASK.show(text) == shown
+
+
+@pytest.mark.parametrize("opening", ["\x1b[0", "\x1b]", "\x90", "\x9b", "\x1b[ "])
+def test_a_megabyte_of_unfinished_sequences_is_shown_without_rereading_it(opening):
+    shown = TASK.show(opening * (1_000_000 // len(opening)))
+    assert not any(ord(character) < 32 or 127 <= ord(character) < 160 for character in shown)

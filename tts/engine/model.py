@@ -1,0 +1,319 @@
+"""An ordinary transformers model on paged KV: loading, what is refused, and the ragged forward pass."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+import tts_kernels
+from tts_kernels.pages import PagedKV, Plan
+
+ATTENTION = "tts"
+"""The name under which our attention is registered with transformers."""
+
+KINDS = {"causal-lm": AutoModelForCausalLM, "token-classification": AutoModelForTokenClassification}
+
+
+@dataclass(frozen=True)
+class RaggedBatch:
+    """The T tokens of one forward pass, rows one after the other; travels to the attention as a keyword argument."""
+
+    tokens: torch.Tensor
+    """i64[T] token ids."""
+    positions: torch.Tensor
+    """i64[T] positions in their branch."""
+    slots: torch.Tensor
+    """i64[T] where their keys and values go."""
+    plan: Plan
+    kv: PagedKV
+    backend: str | None = None
+
+
+def _attention(module, query, key, value, attention_mask, scaling=None, ragged: RaggedBatch | None = None, **_):
+    """transformers' attention interface: q [1,H,T,D], k and v [1,G,T,D] after RoPE -> [1,T,H,D]."""
+    pool, layer = ragged.kv.pool, module.layer_idx
+    key, value, query = (x[0].transpose(0, 1) for x in (key, value, query))
+    tts_kernels.append(key, value, pool, ragged.slots, layer, backend=ragged.backend)
+    plan, scale = ragged.plan, module.head_dim**-0.5 if scaling is None else scaling
+    out, _ = tts_kernels.attend(
+        query, pool, plan.spans, plan.item_indptr, plan.items, layer, float(scale), backend=ragged.backend
+    )
+    return out[None], None
+
+
+AttentionInterface.register(ATTENTION, _attention)
+AttentionMaskInterface.register(ATTENTION, lambda *_, **__: None)  # the plan says who sees what
+
+
+class Linear(nn.Module):
+    """A projection through the `linear` op: a row's bits do not depend on the batch it is in."""
+
+    def __init__(self, inner: nn.Linear, backend: str | None):
+        super().__init__()
+        self.weight, self.bias, self.backend = inner.weight, inner.bias, backend
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = tts_kernels.linear(x.reshape(-1, x.shape[-1]), self.weight, self.bias, backend=self.backend)
+        return out.view(*x.shape[:-1], -1)
+
+
+class Activation(nn.Module):
+    """An activation whose bits do not depend on the batch.
+
+    torch's elementwise loops take whole vectors one way and the rest of each thread's share another, with other last bits.
+    Here every share is whole vectors: flat input, padded if it must be.
+    """
+
+    GRAIN = 32768  # elements below which torch does not add a thread (at::internal::GRAIN_SIZE)
+    VECTORS = 64  # elements: two 512-bit vectors of the narrowest dtype, one turn of the loop
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shares = min(torch.get_num_threads(), -(-x.numel() // self.GRAIN))
+        excess = x.numel() % (self.VECTORS * max(shares, 1))
+        if not excess:
+            return self.inner(x)
+        padded = nn.functional.pad(x.reshape(-1), (0, self.VECTORS * max(shares, 1) - excess))
+        return self.inner(padded)[: x.numel()].view(x.shape)
+
+
+def _make_invariant(module: nn.Module, backend: str | None) -> None:
+    """Swap the parts of a model whose bits depend on the batch; it stays otherwise untouched."""
+    for name, child in module.named_children():
+        if type(child) is nn.Linear:
+            setattr(module, name, Linear(child, backend))
+        elif type(child).__module__ in ("transformers.activations", "torch.nn.modules.activation"):
+            setattr(module, name, Activation(child))
+        else:
+            _make_invariant(child, backend)
+
+
+class Model:
+    """A loaded model: tokens in, hidden states out, KV in pages.
+
+    `forward` gives the base model's last hidden states; `logits` applies the language-model head to chosen rows only.
+    """
+
+    def __init__(self, inner: nn.Module, tokenizer: Any, name: str, backend: str | None = None):
+        self.inner, self.tokenizer, self.name, self.backend = inner.eval(), tokenizer, name, backend
+        self.config = inner.config.get_text_config()
+        self.num_parameters = sum(p.numel() for p in inner.parameters())
+        self.dtype, self.device = inner.dtype, inner.device
+        expected = self._probe_stock()
+        if self.device.type == "cpu":
+            _make_invariant(inner, backend)
+        inner.set_attn_implementation(ATTENTION)
+        self._probe(expected)
+
+    @classmethod
+    def load(
+        cls,
+        source: str | os.PathLike,
+        kind: str = "causal-lm",
+        device: str = "auto",
+        dtype: str = "auto",
+        backend: str | None = None,
+    ) -> Model:
+        """Load a local folder or a hub id; safetensors only, never remote code.
+
+        Raises `ValueError` for what cannot be run rightly: a missing folder, an attention we do not have.
+        """
+        source = resolve(source)
+        try:
+            config = AutoConfig.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"model {source!r} cannot be read: {error}") from error
+        check_supported(config.get_text_config(), source)
+        device = resolve_device(device)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        inner = KINDS[kind].from_pretrained(
+            source, dtype=resolve_dtype(dtype, config, device), attn_implementation="sdpa", use_safetensors=True
+        )
+        return cls(inner.to(device), tokenizer, str(source), backend)
+
+    # ---- running
+
+    def make_kv(self, num_pages: int, page_size: int) -> PagedKV:
+        sizes = (self.config.num_hidden_layers, self.num_kv_heads, self.head_dim)
+        return PagedKV(num_pages, page_size, *sizes, dtype=self.dtype, device=self.device)
+
+    @torch.inference_mode()
+    def forward(self, ragged: RaggedBatch) -> torch.Tensor:
+        """T[T, E]: the hidden state behind every token of the batch, after the final norm."""
+        mask = ragged.tokens.new_empty(1, 1, 1, 1)  # a mask of four dims is passed on untouched, and our attention reads none
+        out = self.inner.base_model(
+            input_ids=ragged.tokens[None], position_ids=ragged.positions[None], attention_mask=mask, use_cache=False, ragged=ragged
+        )
+        return out.last_hidden_state[0]
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """f32[R, V] of chosen rows T[R, E]."""
+        return self.inner.get_output_embeddings()(hidden).float()
+
+    # ---- facts
+
+    @property
+    def num_kv_heads(self) -> int:
+        return getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads
+
+    @property
+    def head_dim(self) -> int:
+        return getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads
+
+    @property
+    def page_bytes_per_token(self) -> int:
+        return 2 * self.config.num_hidden_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest branch that is read rightly: the position window, or a sliding window, which we do not slide."""
+        config = self.config
+        kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
+        window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+        slides = window is not None and "sliding_attention" in kinds
+        return min(config.max_position_embeddings, window) if slides else config.max_position_embeddings
+
+    @property
+    def eos_ids(self) -> list[int]:
+        """Every id that ends a text: the generation config's list, the model's, the tokenizer's."""
+        generation = getattr(self.inner, "generation_config", None)
+        found: list[int] = []
+        for holder in (generation, self.config, self.tokenizer):
+            ids = getattr(holder, "eos_token_id", None)
+            found += ids if isinstance(ids, list) else [] if ids is None else [ids]
+        return sorted(set(found))
+
+    def encode(self, prompt: str | Sequence[dict[str, str]]) -> list[int]:
+        """Token ids of a prompt: plain text as it is, messages through the chat template with the assistant's turn opened."""
+        if isinstance(prompt, str):
+            return list(self.tokenizer(prompt, add_special_tokens=self.tokenizer.bos_token_id is not None)["input_ids"])
+        if self.tokenizer.chat_template is None:
+            raise ValueError(f"{self.name}: the tokenizer has no chat template, which this task's prompt needs")
+        text = self.tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=False)
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def token_bytes(self) -> list[bytes]:
+        """The bytes each id adds to a text, b"" for special tokens; one entry for each row of the head."""
+        return token_bytes(self.tokenizer, self.config.vocab_size)
+
+    # ---- checks at load
+
+    def _probe_tokens(self) -> torch.Tensor:
+        return torch.arange(8, device=self.device) * 7 % self.config.vocab_size
+
+    @torch.inference_mode()
+    def _probe_stock(self) -> torch.Tensor:
+        return self.inner(input_ids=self._probe_tokens()[None], use_cache=False).logits[0].float()
+
+    def _probe(self, expected: torch.Tensor) -> None:
+        """Refuse a model whose logits are not what its own forward gives: it does something that paged attention does not see."""
+        tokens = self._probe_tokens()
+        kv = self.make_kv(num_pages=2, page_size=len(tokens))
+        leaf = kv.add([-1])
+        slots = torch.from_numpy(kv.extend(leaf, [len(tokens)])).to(self.device)
+        ragged = RaggedBatch(tokens, torch.arange(len(tokens), device=self.device), slots, kv.plan(leaf, [0, len(tokens)]), kv, self.backend)
+        hidden = self.forward(ragged)
+        head = self.inner.get_output_embeddings() or self.inner.score
+        with torch.inference_mode():
+            error = (head(hidden).float() - expected).abs().max() / expected.abs().max().clamp_min(1e-6)
+        allowed = 1e-3 if self.dtype is torch.float32 else 0.1
+        if not error <= allowed:
+            raise ValueError(
+                f"{self.name}: the model's logits through paged attention differ from its own by {float(error):.2g} (allowed {allowed}): "
+                f"architecture {type(self.inner).__name__} does something beyond ordinary causal attention"
+            )
+
+
+def resolve(source: str | os.PathLike) -> str:
+    """A model's place: `zoo:NAME`, a folder, or a hub id. A path that looks local must exist."""
+    text = os.path.expanduser(os.fspath(source))
+    if text.startswith("zoo:"):
+        from tts import zoo
+
+        return str(zoo.path(text.removeprefix("zoo:")))
+    is_local = text.startswith((".", "/")) or text.count("/") != 1
+    if is_local and not Path(text).is_dir():
+        raise ValueError(f"no model folder {text!r}: give a folder with config.json and safetensors, a hub id, or zoo:NAME")
+    return text
+
+
+def resolve_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {device!r}: use auto, cpu or cuda") from error
+
+
+def resolve_dtype(dtype: str, config: Any, device: torch.device) -> torch.dtype:
+    """`auto`: a float32 checkpoint stays float32; a half one is bfloat16 where the machine multiplies it, else float32."""
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype != "auto":
+        if dtype not in names:
+            raise ValueError(f"unknown dtype {dtype!r}: use auto, {', '.join(names)}")
+        return names[dtype]
+    stored = getattr(config, "dtype", None) or torch.float32
+    if stored in (torch.float32, "float32"):
+        return torch.float32
+    return torch.bfloat16 if device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+def check_supported(config: Any, source: str) -> None:
+    """Raise `ValueError` for attention that is not ordinary, before a weight is read."""
+    refusals = {
+        "attn_logit_softcapping": "soft-capped attention scores",
+        "final_logit_softcapping": "soft-capped logits",
+        "kv_lora_rank": "latent attention",
+        "attention_chunk_size": "chunked attention",
+        "linear_num_key_heads": "linear attention",
+    }
+    for field, what in refusals.items():
+        if getattr(config, field, None):
+            raise ValueError(f"{source}: {what} ({field}={getattr(config, field)}) is not supported")
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    strange = kinds - {"full_attention", "sliding_attention"}
+    if strange:
+        raise ValueError(f"{source}: layers of type {', '.join(sorted(strange))} are not supported, only full attention")
+    if "gpt_oss" in config.model_type:
+        raise ValueError(f"{source}: attention sinks ({config.model_type}) are not supported")
+
+
+def token_bytes(tokenizer: Any, vocab_size: int) -> list[bytes]:
+    """What each id adds to a text, for byte-level, SentencePiece-like and plain vocabularies; b"" for special tokens."""
+    decoder = json.dumps(json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder"), ensure_ascii=False)
+    added = tokenizer.added_tokens_decoder
+    from_unicode = {char: byte for byte, char in bytes_to_unicode().items()}
+
+    def text(token: str) -> bytes:
+        if '"ByteLevel"' in decoder and all(c in from_unicode for c in token):
+            return bytes(from_unicode[c] for c in token)
+        if '"ByteFallback"' in decoder and len(token) == 6 and token.startswith("<0x"):
+            return bytes([int(token[3:5], 16)])
+        return (token.replace("\u2581", " ") if "\u2581" in decoder else token).encode()
+
+    table = []
+    for i, token in enumerate(tokenizer.convert_ids_to_tokens(range(min(vocab_size, len(tokenizer))))):
+        special = i in added and added[i].special
+        table.append(b"" if special or token is None else added[i].content.encode() if i in added else text(token))
+    return table + [b""] * (vocab_size - len(table))

@@ -1,0 +1,469 @@
+"""The policy: decodes branches of many problems in one ragged batch, on paged KV that forks for free.
+
+A pass of `step`: rows that wait get the KV of their parents (prefill), all rows are forwarded together, every row draws one
+token, rows that ended become nodes. All children of a node are drawn from one row of logits, that of the node's last token.
+"""
+
+from __future__ import annotations
+
+import bisect
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+import tts_kernels
+from tts.engine import batch
+from tts.engine.cache import Prefill, TreeCache
+from tts.engine.model import Model
+from tts.engine.rows import Recipe, Row, Rows
+from tts.engine.sampling import Sampling, child_key, root_key
+from tts.engine.stops import EOS, KIND_SHIFT, STEP, STOP, StopTable
+from tts.meter import Meter
+from tts.moves import Answer, Embed, Expand, Steps, Tokens
+from tts.tree import Node, Prompt
+from tts_kernels.pages import OutOfPages
+
+UNLIMITED = 1 << 30
+
+
+@dataclass(eq=False)
+class Session:
+    """One problem as an engine sees it: how to write its prompts, how to draw, whom to charge."""
+
+    id: str
+    seed: int
+    sampling: Sampling
+    max_tokens: int
+    step_stop: tuple[str, ...]
+    render: Callable[[Prompt], str | Sequence[dict[str, str]]]
+    order: int = 0
+    """Its place among the problems that run."""
+    meter: Meter = field(default_factory=Meter)
+    roots: dict[Prompt, Node] = field(default_factory=dict)
+    nodes: list[Node] = field(default_factory=list)
+    """Every node that was decoded, in order of completion."""
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A move in progress: `results` in order, filled as they come."""
+
+    session: Session
+    results: list
+    num_left: int
+
+    def put(self, index: int, result: object) -> bool:
+        """Enter one result; whether it was the last."""
+        self.results[index] = result
+        self.num_left -= 1
+        return self.num_left == 0
+
+
+@dataclass(eq=False)
+class Group:
+    """What waits for one node to be ready: rows to be drawn from it, and requests for its hidden state."""
+
+    age: int
+    session: Session
+    parent: Node
+    rows: list[Row]
+    embeds: list[tuple[Ticket, int]] = field(default_factory=list)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether its rows have tokens, forced or drawn before they were preempted, and go on from those."""
+        return bool(self.rows and self.rows[0].tokens)
+
+
+@dataclass(eq=False)
+class Job:
+    """A prefill in flight, for the parent of a group or for the tokens that a row already has."""
+
+    age: int
+    session: Session
+    prefill: Prefill
+    row: Row | None = None
+
+
+class Policy:
+    """The local engine: answers `Expand` and `Embed` with a model on this machine.
+
+    `max_rows` branches are decoded at a time, `max_batch_tokens` is the budget of one forward pass. Results do not depend on
+    either, nor on the size of the pool: rows that find no page are preempted, their KV dropped and filled again.
+    """
+
+    def __init__(self, model: Model, num_pages: int, page_size: int = 16, max_rows: int = 1024, max_batch_tokens: int = 2048):
+        if max_rows < 1 or max_batch_tokens < max_rows:
+            raise ValueError(f"need 1 <= max_rows <= max_batch_tokens, got {max_rows=} {max_batch_tokens=}")
+        self.model, self.max_batch_tokens = model, max_batch_tokens
+        self.kv = model.make_kv(num_pages, page_size)
+        self.cache = TreeCache(self.kv, lambda node: node.tokens)
+        self.rows = Rows(max_rows)
+        self.token_bytes = model.token_bytes()
+        self.stops = StopTable(self.token_bytes, model.eos_ids)
+        self.seconds, self.num_passes, self.num_preemptions = 0.0, 0, 0
+        self._groups: list[Group] = []  # by age
+        self._jobs: list[Job] = []  # by age
+        self._num_expansions = 0
+        self._finished: list[Ticket] = []
+
+    # ---- what the search asks for
+
+    @property
+    def has_work(self) -> bool:
+        return bool(len(self.rows) or self._groups or self._jobs or self._finished)
+
+    @property
+    def num_unfinished_rows(self) -> int:
+        return len(self.rows) + sum(len(g.rows) for g in self._groups) + sum(j.row is not None for j in self._jobs)
+
+    def check(self, session: Session, prompt: Prompt) -> None:
+        """Raise `ValueError` where a problem cannot be run: its prompt and the longest answer must fit the model and the pool."""
+        length = len(self._encode(session, prompt)) + session.max_tokens
+        if length > self.model.max_length:
+            raise ValueError(
+                f"problem {session.id!r}: prompt and max_tokens are {length} tokens, the model's window is {self.model.max_length}: "
+                f"lower max_tokens by {length - self.model.max_length}"
+            )
+        needed = -(-length // self.kv.page_size) + 1
+        if needed > self.kv.num_pages:
+            raise ValueError(
+                f"problem {session.id!r}: one branch of {length} tokens needs {needed} pages of {self.kv.page_size} tokens, the pool has "
+                f"{self.kv.num_pages}: make the pool larger or lower max_tokens"
+            )
+
+    def expand(self, session: Session, move: Expand) -> Ticket:
+        """Start the move; its ticket comes back from a later `step`."""
+        widths = move.widths
+        if len(widths) != len(move.nodes) or min(widths, default=0) < 0:
+            raise ValueError(f"Expand: widths must be one number >= 0 for each of the {len(move.nodes)} nodes, got {widths}")
+        recipe = self._recipe(session, move)
+        ticket = Ticket(session, [None] * sum(widths), sum(widths))
+        index = 0
+        for source, width in zip(move.nodes, widths):
+            if not width:
+                continue
+            is_new = isinstance(source, Prompt) and source not in session.roots
+            parent = self._node(session, source)
+            if parent.is_done and not move.prefix:
+                raise ValueError(f"Expand: {parent} has ended ({parent.end}); only a prefix can continue it")
+            session.meter.reused_tokens += (width - is_new) * parent.num_path_tokens
+            self._charge_prompt(session, width * len(recipe.forced))
+            rows = [self._row(ticket, index + i, parent, recipe) for i in range(width)]
+            self._wait(Group(self._num_expansions, session, parent, rows))
+            index += width
+        self._num_expansions += 1
+        return self._opened(ticket)
+
+    def embed(self, session: Session, move: Embed) -> Ticket:
+        """Start the move; its results are float32[E] arrays."""
+        ticket = Ticket(session, [None] * len(move.nodes), len(move.nodes))
+        for index, source in enumerate(move.nodes):
+            self._wait(Group(self._num_expansions, session, self._node(session, source), [], [(ticket, index)]))
+        self._num_expansions += 1
+        return self._opened(ticket)
+
+    def drop(self, nodes: Sequence[Node]) -> None:
+        for node in nodes:
+            self.cache.drop(node)
+
+    def close(self, session: Session) -> None:
+        """Stop what the session has in flight and give all of its pages back."""
+        self._finished = [t for t in self._finished if t.session is not session]
+        self._groups = [g for g in self._groups if g.session is not session]
+        for job in [j for j in self._jobs if j.session is session]:
+            self._abort(job)
+        slots = [s for s in self.rows.active.tolist() if self.rows.held[s].ticket.session is session]
+        for slot in slots:
+            self.kv.release(int(self.rows.leaf[slot]))
+        self.rows.leave(slots)
+        self.cache.forget([*session.roots.values(), *session.nodes])
+
+    def step(self) -> list[Ticket]:
+        """One forward pass and one draw for every row; gives the tickets that are complete."""
+        started = time.perf_counter()
+        self._schedule()
+        hidden, resumed = self._forward()
+        self._draw(hidden, resumed)
+        self.seconds += time.perf_counter() - started
+        finished, self._finished = self._finished, []
+        return finished
+
+    # ---- from moves to rows
+
+    def _encode(self, session: Session, prompt: Prompt) -> list[int]:
+        tokens = self.model.encode(session.render(prompt))
+        if not tokens:
+            raise ValueError(f"problem {session.id!r}: its prompt has no tokens")
+        return tokens
+
+    def _node(self, session: Session, source: Node | Prompt) -> Node:
+        """The node to expand; a prompt becomes a root, the same one each time."""
+        if isinstance(source, Node):
+            return source
+        if source not in session.roots:
+            lineage = (session.seed, session.id, source.template, source.model, source.fields, tuple(n.key for n in source.previous))
+            root = Node(None, self._encode(session, source), b"", "prompt", root_key(lineage), source, order=(session.order, len(session.roots)))
+            session.roots[source] = root
+            self._charge_prompt(session, len(root.tokens))
+        return session.roots[source]
+
+    def _recipe(self, session: Session, move: Expand) -> Recipe:
+        until, sampling = move.until, session.sampling
+        if move.temperature is not None:
+            sampling = replace(sampling, temperature=move.temperature)
+        forced = tuple(self.model.tokenizer(move.prefix, add_special_tokens=False)["input_ids"]) if move.prefix else ()
+        is_cut = isinstance(until, Tokens) and until.count <= (move.max_tokens or UNLIMITED)
+        return Recipe(
+            sampling=sampling,
+            start_state=self.stops.start(session.step_stop, until.stop if isinstance(until, Answer) else ()),
+            num_steps=until.count if isinstance(until, Steps) else UNLIMITED,
+            max_tokens=until.count if is_cut else move.max_tokens,
+            max_tokens_end="cut" if is_cut else "length",
+            keep_stop=getattr(until, "keep_stop", True),
+            forced=forced,
+            watch=move.watch,
+            stats=move.stats,
+        )
+
+    def _row(self, ticket: Ticket, index: int, parent: Node, recipe: Recipe) -> Row:
+        key = parent.key
+        if recipe.sampling.temperature:
+            key = self._child_key(parent)
+            parent.num_drawn_children += 1
+        left = ticket.session.max_tokens - (parent.num_path_tokens - parent.root.num_path_tokens)
+        wanted = UNLIMITED if recipe.max_tokens is None else recipe.max_tokens + len(recipe.forced)
+        row = Row(ticket, index, self._num_expansions, parent, key, recipe, min(left, wanted), recipe.max_tokens_end if wanted < left else "length")
+        row.state, row.steps_left = recipe.start_state, recipe.num_steps
+        if recipe.forced:
+            row.tokens = list(recipe.forced)
+            row.logprobs = row.confidence = row.certainty = [float("nan")] * len(recipe.forced)
+            row.state = self.stops.walk(row.state, recipe.forced)
+        return row
+
+    @staticmethod
+    def _child_key(parent: Node) -> int:
+        """Lineages: the first child of a step goes on with its parent's; the children of a prompt are all different."""
+        if parent.parent is None:
+            return root_key(parent.key, parent.num_drawn_children)
+        return child_key(parent.key, parent.num_path_tokens, parent.num_drawn_children)
+
+    def _wait(self, group: Group) -> None:
+        bisect.insort(self._groups, group, key=lambda g: g.age)
+
+    def _opened(self, ticket: Ticket) -> Ticket:
+        if ticket.num_left == 0:
+            self._finished.append(ticket)
+        return ticket
+
+    # ---- one pass
+
+    def _schedule(self) -> None:
+        """Start the prefills that the oldest groups wait for, as many as a pass can use."""
+        budget = self.max_batch_tokens - sum(j.prefill.num_left for j in self._jobs) - len(self.rows)
+        room = self.rows.num_free - sum(j.row is not None for j in self._jobs)
+        for group in list(self._groups):
+            if budget <= 0 or room <= 0:
+                break
+            parent = self.cache.solid(group.parent)
+            room -= len(group.rows)
+            if group.goes_on and self.cache.is_complete(parent):
+                budget -= self._resume(group, parent, len(group.rows) + min(room, 0))
+                continue
+            if self.cache.is_ready(parent):
+                continue
+            prefill = self.cache.begin(parent)
+            if prefill is not None:
+                self._start(Job(group.age, group.session, prefill))
+                budget -= prefill.num_left
+
+    def _resume(self, group: Group, parent: Node, count: int) -> int:
+        """Start the prefill of the tokens that the group's first `count` rows already have; gives their number."""
+        rows, group.rows = group.rows[:count], group.rows[count:]
+        for row in rows:
+            prefill = Prefill(self.cache.fork(parent), np.array(row.tokens, np.int64), row.parent.num_path_tokens)
+            self._start(Job(group.age, group.session, prefill, row))
+        if not group.rows:
+            self._groups.remove(group)
+        return sum(len(row.tokens) for row in rows)
+
+    def _start(self, job: Job) -> None:
+        bisect.insort(self._jobs, job, key=lambda j: j.age)
+
+    def _forward(self) -> tuple[torch.Tensor | None, list[tuple[Row, int, torch.Tensor]]]:
+        """Forward all rows and a budget of prefills. Gives the rows' hidden states and the (row, KV node, hidden) of done prefills."""
+        sizes = self._make_room()
+        active = self.rows.active
+        prefills = [job.prefill for job in self._jobs]
+        if not len(active) and not sum(sizes):
+            return None, []
+        hidden = batch.forward(
+            self.model, self.kv, self.rows.leaf[active], self.rows.last[active], self.rows.position[active] - 1, prefills, sizes
+        )
+        self.num_passes += 1
+        resumed = []
+        end = len(active)
+        for job, size in zip(list(self._jobs), sizes):
+            end += size
+            if job.prefill.num_left == 0:
+                self._jobs.remove(job)
+                if job.row is None:
+                    job.session.meter.reprefilled_tokens += self.cache.finish(job.prefill, hidden[end - 1].clone())
+                else:
+                    # Its forced tokens are new, and so is the last one it drew; the others were read before.
+                    job.session.meter.reprefilled_tokens += max(0, len(job.row.tokens) - len(job.row.recipe.forced) - 1)
+                    resumed.append((job.row, job.prefill.kv_node, hidden[end - 1]))
+        return hidden[: len(active)], resumed
+
+    def _make_room(self) -> list[int]:
+        """Chunk sizes for which the pages suffice: evict what is only cached, then hold back and preempt the youngest."""
+        while True:
+            sizes = batch.chunk_sizes([j.prefill for j in self._jobs], self.max_batch_tokens - len(self.rows))
+            leaves = self.rows.leaf[self.rows.active]
+            needed = self.kv.pages_needed(leaves, np.ones_like(leaves)) + batch.pages_needed(self.kv, [j.prefill for j in self._jobs], sizes)
+            if self.cache.evict(needed):
+                return sizes
+            if len(self.rows) + len(self._jobs) > 1:
+                self._preempt_youngest()
+            elif self.kv.num_used_pages:
+                # The last one: its branch may be scattered over half-filled pages; filled again, it is compact.
+                self._preempt_youngest()
+                self.cache.evict(self.kv.num_pages)
+                self._schedule()
+            else:
+                raise OutOfPages(needed, self.kv.num_free_pages, self.kv.num_pages)
+
+    def _preempt_youngest(self) -> None:
+        held = self.rows.held
+        youngest = max(self.rows.active.tolist(), key=lambda slot: (held[slot].age, held[slot].index), default=None)
+        if self._jobs and (youngest is None or self._jobs[-1].age >= held[youngest].age):
+            job = self._jobs[-1]
+            self._abort(job)
+            job.session.meter.reprefilled_tokens += job.prefill.num_done
+            if job.row is not None:
+                self._wait(Group(job.age, job.session, job.row.parent, [job.row]))
+        else:
+            self.kv.release(int(self.rows.leaf[youngest]))
+            (row,) = self.rows.leave([youngest])
+            self._wait(Group(row.age, row.ticket.session, row.parent, [row]))
+        self.num_preemptions += 1
+
+    def _abort(self, job: Job) -> None:
+        self._jobs.remove(job)
+        self.cache.abort(job.prefill)
+
+    # ---- drawing
+
+    def _draw(self, hidden: torch.Tensor | None, resumed: list[tuple[Row, int, torch.Tensor]]) -> None:
+        """One token for every row: those forwarded, those that came back, and the children of nodes that are ready."""
+        active = self.rows.active
+        states, source = [hidden] if len(active) else [], list(range(len(active)))
+        fresh, leaves = [row for row, *_ in resumed], [kv_node for _, kv_node, _ in resumed]
+        states += [state[None] for *_, state in resumed]
+        source += range(len(active), len(active) + len(resumed))
+        for group, rows in self._take_ready(self.rows.num_free - len(fresh) - sum(job.row is not None for job in self._jobs)):
+            parent = self.cache.solid(group.parent)
+            source += [max(source, default=-1) + 1] * len(rows)
+            states.append(self.cache.hidden(parent)[None])
+            leaves += [self.cache.fork(parent) for _ in rows]
+            fresh += rows
+        if not source:
+            return
+        slots = np.concatenate([active, self.rows.enter(fresh, np.array(leaves, np.int32)) if fresh else active[:0]])
+        self._sample(torch.cat(states), np.array(source, np.int32), slots)
+        self._end_rows(slots)
+
+    def _take_ready(self, room: int) -> list[tuple[Group, list[Row]]]:
+        """Take rows from the groups whose parents are ready, oldest first, at most `room`."""
+        taken = []
+        for group in list(self._groups):
+            if room <= 0:
+                break
+            parent = self.cache.solid(group.parent)
+            if group.goes_on or not self.cache.is_ready(parent):
+                continue
+            for ticket, index in group.embeds:
+                self._put(ticket, index, self.cache.hidden(parent).float().cpu().numpy())
+            rows, group.rows, group.embeds = group.rows[:room], group.rows[room:], []
+            room -= len(rows)
+            if rows:
+                taken.append((group, rows))
+            if not group.rows:
+                self._groups.remove(group)
+        return taken
+
+    def _sample(self, states: torch.Tensor, source: np.ndarray, slots: np.ndarray) -> None:
+        rows, device = self.rows, self.model.device
+        columns = (source, *(getattr(rows, name)[slots] for name in ("key", "position", "temperature", "top_k", "top_p", "min_p", "state")))
+        wanted = bool(rows.has_statistics[slots].any())
+        table = torch.from_numpy(self.stops.table).to(device)
+        drawn = tts_kernels.sample(
+            self.model.logits(states), *(torch.from_numpy(c).to(device) for c in columns), table, int(wanted), backend=self.model.backend
+        )
+        names = ("tokens", "logprobs", "state", "confidence", "certainty")
+        rows.record(slots, {name: column.cpu().numpy() for name, column in zip(names, drawn)})
+
+    def _end_rows(self, slots: np.ndarray) -> None:
+        rows = self.rows
+        kind = rows.state[slots] >> KIND_SHIFT
+        rows.steps_left[slots] -= kind == STEP
+        is_stop = (kind == EOS) | (kind == STOP)
+        is_step = (kind == STEP) & (rows.steps_left[slots] == 0)
+        is_limit = rows.count[slots] >= rows.limit[slots]
+        watched = np.zeros(len(slots), bool)
+        for i in np.flatnonzero(rows.has_watch[slots]).tolist():
+            watched[i] = self._is_below(int(slots[i]))
+        for slot in slots[(kind == STEP) & ~is_step & ~is_limit].tolist():
+            rows.held[slot].cuts.append(int(rows.count[slot]))
+        ended = is_stop | is_step | is_limit | watched
+        which = np.select([is_stop, is_limit, is_step], [0, 1, 2], 3)[ended]
+        leaving = slots[ended].tolist()
+        leaves = rows.leaf[leaving].tolist()
+        for row, leaf, end in zip(rows.leave(leaving), leaves, which.tolist()):
+            self._finish(row, leaf, ("stop", row.limit_end, "step", "watch")[end])
+
+    def _is_below(self, slot: int) -> bool:
+        watch, row, count = self.rows.held[slot].recipe.watch, self.rows.held[slot], int(self.rows.count[slot])
+        if count - len(row.recipe.forced) < watch.window:
+            return False
+        return bool(self.rows.confidence[slot, count - watch.window : count].mean() < watch.below)
+
+    def _finish(self, row: Row, kv_node: int, end: str) -> None:
+        """Turn an ended row into its chain of nodes, one a step, and enter their KV."""
+        session, parent, chain = row.ticket.session, row.parent, []
+        bounds = [0, *row.cuts, len(row.tokens)]
+        for begin, until in zip(bounds[:-1], bounds[1:]):
+            is_last = until == bounds[-1]
+            kept = until - (is_last and end == "stop" and not row.recipe.keep_stop)
+            forced = max(0, min(until, len(row.recipe.forced)) - begin)
+            parent = Node(
+                parent,
+                tuple(row.tokens[begin:kept]),
+                b"".join(self.token_bytes[t] for t in row.tokens[begin:kept]),
+                end if is_last else "step",
+                row.key,
+                parent.prompt,
+                num_forced=forced,
+                cost=until - begin - forced,
+                logprobs=tuple(row.logprobs[begin:kept]),
+                stats={name: tuple(getattr(row, name)[begin:kept]) for name in row.recipe.stats},
+                num_drawn_children=0 if is_last else 1,
+            )
+            chain.append(parent)
+        self.cache.enter_chain(chain, kv_node)
+        session.nodes += chain
+        drawn = len(row.tokens) - len(row.recipe.forced)
+        session.meter.policy_tokens += drawn
+        session.meter.policy_flops += 2.0 * self.model.num_parameters * drawn
+        self._put(row.ticket, row.index, chain[-1])
+
+    def _charge_prompt(self, session: Session, count: int) -> None:
+        session.meter.prompt_tokens += count
+        session.meter.policy_flops += 2.0 * self.model.num_parameters * count
+
+    def _put(self, ticket: Ticket, index: int, result: object) -> None:
+        if ticket.put(index, result):
+            self._finished.append(ticket)

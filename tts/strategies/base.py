@@ -1,0 +1,97 @@
+"""What a strategy is: a generator over moves, registered by name with the dataclass of its parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tts.moves import Moves, Prompt
+
+
+@dataclass(frozen=True)
+class SearchProblem:
+    """What a strategy may know of its problem: never the right answer, the time, or the state of the pool."""
+
+    question: str
+    id: str
+    seed: int
+
+    @property
+    def root(self) -> Prompt:
+        """The task's own prompt for the question."""
+        return Prompt()
+
+    def rng(self, *key: Any) -> random.Random:
+        """A generator of its own for each `key`: draws depend on (seed, problem, key) alone."""
+        return random.Random(repr((self.seed, self.id, *key)))
+
+
+def parameter(default: Any, help: str, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()) -> Any:
+    """A field of a strategy's parameters with its document and its allowed values."""
+    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+
+
+MAX_WIDTH = 4096
+AGGREGATIONS = ("last", "min", "prod", "mean")
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One entry of the registry."""
+
+    name: str
+    source: str
+    parameters: type
+    run: Callable[[SearchProblem, Any], Moves]
+    needs_verifier: bool
+
+    @property
+    def summary(self) -> str:
+        return (self.run.__doc__ or "").strip().splitlines()[0]
+
+    def make_parameters(self, given: dict[str, Any]) -> Any:
+        """The parameter dataclass from plain values; one `ValueError` with every unknown name and value out of range."""
+        fields = {f.name: f for f in dataclasses.fields(self.parameters)}
+        errors = [f"unknown parameter {name!r}; {self.name} takes {', '.join(fields)}" for name in given if name not in fields]
+        for name, value in given.items():
+            if name in fields:
+                errors += _errors(fields[name], typing.get_type_hints(self.parameters)[name], value)
+        if errors:
+            raise ValueError(f"strategy {self.name}: " + "; ".join(errors))
+        return self.parameters(**given)
+
+
+STRATEGIES: dict[str, Strategy] = {}
+
+
+def strategy(name: str, source: str, needs_verifier: bool = True) -> Callable[[Callable], Callable]:
+    """Register a generator function `(problem, p: Parameters)`; its parameters are those of the annotation of `p`."""
+
+    def register(run: Callable) -> Callable:
+        STRATEGIES[name] = Strategy(name, source, typing.get_type_hints(run)["p"], run, needs_verifier)
+        return run
+
+    return register
+
+
+def find(name: str) -> Strategy:
+    """The strategy of that name; `ValueError` with all names otherwise."""
+    if name not in STRATEGIES:
+        raise ValueError(f"unknown strategy {name!r}; there are {', '.join(sorted(STRATEGIES))}")
+    return STRATEGIES[name]
+
+
+def _errors(field: dataclasses.Field, kind: type, value: Any) -> list[str]:
+    low, high, choices = (field.metadata.get(k) for k in ("low", "high", "choices"))
+    allowed = (int, float) if kind is float else kind
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+        return [f"{field.name} must be {kind.__name__}, got {value!r}"]
+    if choices and value not in choices:
+        return [f"{field.name} must be one of {', '.join(choices)}, got {value!r}"]
+    if low is not None and not low <= value <= high:
+        return [f"{field.name} must be in [{low}, {high}], got {value!r}"]
+    return []

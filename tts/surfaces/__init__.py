@@ -1,0 +1,1 @@
+"""Ways in: the command line. Nothing else of the package imports these."""

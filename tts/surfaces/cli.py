@@ -1,0 +1,206 @@
+"""The command line: `tts demo`, `tts solve`, `tts eval`, `tts strategies`, `tts info`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import typing
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_show_locals=False)
+out, err = Console(), Console(stderr=True)
+
+PolicyOption = Annotated[str, typer.Option(help="A model folder, a hub id or zoo:NAME.")]
+VerifierOption = Annotated[str, typer.Option(help="The same, or auto, none, rule.")]
+TaskOption = Annotated[str, typer.Option(help="chain, math or auto.")]
+StrategyOption = Annotated[str, typer.Option("--strategy", help="See `tts strategies`.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the strategy; repeatable.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+BackendOption = Annotated[str | None, typer.Option(help="One backend for all kernels; the default is the best of each.")]
+SelectOption = Annotated[str | None, typer.Option(help="majority, max or weighted.")]
+MaxRowsOption = Annotated[int, typer.Option(help="Branches decoded at a time; changes speed, never a result.")]
+KvBytesOption = Annotated[int | None, typer.Option(help="Memory for all KV pools; changes speed, never a result.")]
+TemperatureOption = Annotated[float, typer.Option(help="0 is greedy.")]
+
+
+@app.command()
+def solve(
+    problem: str,
+    strategy: StrategyOption = "beam",
+    n: Annotated[int, typer.Option("--n", help="Total width: answers sampled.")] = 16,
+    policy: PolicyOption = "zoo:S",
+    verifier: VerifierOption = "auto",
+    task: TaskOption = "auto",
+    select: SelectOption = None,
+    temperature: TemperatureOption = 0.8,
+    max_tokens: int | None = None,
+    seed: int = 0,
+    device: DeviceOption = "auto",
+    backend: BackendOption = None,
+    max_rows: MaxRowsOption = 1024,
+    kv_bytes: KvBytesOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Search one problem and print its answer."""
+    from tts.surfaces import show
+
+    parameters = _parameters(strategy, set_, n)
+    solver = _solver(policy, verifier, task, device, backend, max_rows, kv_bytes)
+    result = solver.solve(
+        problem, strategy, select=select, temperature=temperature, max_tokens=max_tokens, seed=seed, **parameters
+    )
+    if as_json:
+        _print_json(result.as_dict())
+    else:
+        show.result(out, result, solver.task)
+
+
+@app.command("eval")
+def evaluate(
+    task: Annotated[str, typer.Argument(help="chain: its natural test set, drawn from --seed.")],
+    strategy: StrategyOption = "beam",
+    n: Annotated[int, typer.Option("--n", help="Total width: answers sampled.")] = 16,
+    limit: Annotated[int, typer.Option(help="Questions.")] = 100,
+    policy: PolicyOption = "zoo:S",
+    verifier: VerifierOption = "auto",
+    select: SelectOption = None,
+    temperature: TemperatureOption = 0.8,
+    seed: Annotated[int, typer.Option(help="Of the questions and of the draws.")] = 0,
+    device: DeviceOption = "auto",
+    backend: BackendOption = None,
+    max_rows: MaxRowsOption = 1024,
+    kv_bytes: KvBytesOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Accuracy of a strategy on a task, with its confidence interval and its cost."""
+    from tts.evaluation import evaluate as grade
+    from tts.surfaces import show
+    from tts.tasks import chain
+
+    if task != "chain":
+        raise ValueError(f"tts eval has no dataset for task {task!r}; it has chain")
+    if not 1 <= limit <= 100_000:
+        raise ValueError(f"--limit must be in [1, 100000], got {limit}")
+    parameters = _parameters(strategy, set_, n)
+    solver = _solver(policy, verifier, task, device, backend, max_rows, kv_bytes)
+    problems = chain.natural(limit, seed)
+    each = solver.solve_each(problems, strategy, select=select, temperature=temperature, seed=seed, **parameters)
+    results: dict[int, Any] = {}
+    with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
+        for index, result in progress.track(each, total=limit, description=f"{strategy} n={n}"):
+            results[index] = result
+    evaluation = grade([results[i] for i in range(limit)], solver.task)
+    show.machine_cost(err, solver, evaluation)
+    if as_json:
+        _print_json(evaluation.as_dict())
+    else:
+        show.evaluation(out, evaluation, f"{strategy} n={n}")
+
+
+@app.command()
+def demo(
+    limit: Annotated[int, typer.Option(help="Questions of the table.")] = 100,
+    seed: int = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Solve one question aloud, then show what more thinking buys on the embedded models."""
+    from tts.surfaces import demo as demonstration
+
+    if not 1 <= limit <= 100_000:
+        raise ValueError(f"--limit must be in [1, 100000], got {limit}")
+    rows = demonstration.run(err if as_json else out, err, limit, seed)
+    if as_json:
+        _print_json({"rows": rows})
+
+
+@app.command()
+def strategies(as_json: JsonOption = False) -> None:
+    """Every strategy with its source and parameters."""
+    from tts.strategies import STRATEGIES
+
+    entries = [
+        {
+            "name": s.name,
+            "summary": s.summary,
+            "source": s.source,
+            "parameters": {f.name: {"default": f.default, "help": f.metadata["help"]} for f in dataclasses.fields(s.parameters)},
+        }
+        for s in STRATEGIES.values()
+    ]
+    if as_json:
+        _print_json({"strategies": entries})
+        return
+    for entry in entries:
+        out.print(f"[bold]{entry['name']}[/bold]  {entry['summary']}\n  source: {entry['source']}", highlight=False)
+        for name, p in entry["parameters"].items():
+            out.print(f"  {name} = {p['default']}: {p['help']}", highlight=False)
+
+
+@app.command()
+def info(as_json: JsonOption = False) -> None:
+    """Versions, the machine, and which backend each kernel uses and why."""
+    from tts.surfaces import machine
+
+    facts = machine.facts()
+    if as_json:
+        _print_json(facts)
+        return
+    for name, value in facts.items():
+        if name != "kernels":
+            out.print(f"{name:>14}  {value}", highlight=False)
+    table = Table("op", "backend", "state", title="kernels")
+    for row in facts["kernels"]:
+        table.add_row(row["op"], row["backend"], row["state"])
+    out.print(table)
+
+
+def _solver(policy: str, verifier: str, task: str, device: str, backend: str | None, max_rows: int, kv_bytes: int | None):
+    from tts.solver import Solver
+
+    chosen = None if verifier == "none" else verifier
+    tokens = max(2 * max_rows, 2048)
+    return Solver(policy, chosen, task, device, backend=backend, max_rows=max_rows, max_batch_tokens=tokens, kv_bytes=kv_bytes)
+
+
+def _parameters(strategy: str, given: list[str] | None, n: int) -> dict[str, Any]:
+    """NAME=VALUE texts as values of the strategy's parameter dataclass; its types are the only list of parameters."""
+    from tts.strategies import find
+
+    chosen = find(strategy)
+    types = typing.get_type_hints(chosen.parameters)
+    values: dict[str, Any] = {"n": n}
+    for text in given or []:
+        name, _, value = text.partition("=")
+        kind = types.get(name, str)
+        try:
+            values[name] = value == "true" if kind is bool else kind(value)
+        except ValueError as error:
+            raise ValueError(f"--set {text}: {name} must be {kind.__name__}") from error
+    chosen.make_parameters(values)
+    return values
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
+
+
+def main() -> None:
+    """Run the command line; what a user can mend ends with one line on stderr and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except ValueError as error:
+        err.print(f"[red]error:[/red] {error}", highlight=False, markup=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

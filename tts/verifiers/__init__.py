@@ -1,0 +1,1 @@
+"""Verifiers: what scores the steps of a search."""

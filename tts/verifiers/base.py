@@ -1,0 +1,90 @@
+"""What the search asks of a verifier, and the two kinds that need no model: a function of the user and a rule of the task."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from tts.meter import Meter
+from tts.tree import Node
+
+
+class Verifier(Protocol):
+    """Scores steps, each once. The search hands over nodes without a score, parents before children."""
+
+    name: str
+
+    @property
+    def has_work(self) -> bool: ...
+
+    @property
+    def num_queued_tokens(self) -> int: ...
+
+    @property
+    def seconds(self) -> float: ...
+
+    def check(self, question: str, num_prompt_tokens: int, max_tokens: int) -> None:
+        """Raise `ValueError` where the longest branch could not be read; the prompt's tokens are the policy's."""
+        ...
+
+    def submit(self, question: str, nodes: Sequence[Node], meter: Meter) -> None:
+        """Ask for the scores of the last steps of `nodes`; a chain's nodes come in one call."""
+        ...
+
+    def step(self) -> list[tuple[Node, float]]:
+        """Work for one pass; gives the scores that are ready. NaN is an invalid score: recorded, never selected."""
+        ...
+
+    def close(self, nodes: Sequence[Node]) -> None:
+        """A problem is over: forget its prompts and nodes, given parents before children."""
+        ...
+
+
+class Function:
+    """A user's function `(question, steps) -> one score a step` as a verifier; `steps` are the texts of a branch so far.
+
+    A wrong number of scores, or one that is not a number, is recorded as NaN for the step: it is never silently 0.
+    """
+
+    def __init__(self, function: Callable[[str, list[str]], Sequence[float]], name: str = "function"):
+        self.name, self._function, self._queue = name, function, []
+        self.num_queued_tokens, self.seconds = 0, 0.0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._queue)
+
+    def check(self, question: str, num_prompt_tokens: int, max_tokens: int) -> None:
+        pass
+
+    def submit(self, question: str, nodes: Sequence[Node], meter: Meter) -> None:
+        self._queue += [(question, node) for node in nodes]
+
+    def step(self) -> list[tuple[Node, float]]:
+        queue, self._queue = self._queue, []
+        return [(node, self._score(question, [n.text for n in node.path])) for question, node in queue]
+
+    def close(self, nodes: Sequence[Node]) -> None:
+        gone = set(nodes)
+        self._queue = [(question, node) for question, node in self._queue if node not in gone]
+
+    def _score(self, question: str, steps: list[str]) -> float:
+        scores = self._function(question, steps)
+        if not isinstance(scores, Iterable):
+            raise TypeError(f"verifier {self.name!r} must return one score a step, got {scores!r}")
+        scores = list(scores)
+        if len(scores) != len(steps) or not isinstance(scores[-1], (int, float)):
+            return math.nan
+        return float(scores[-1])
+
+
+class Rule(Function):
+    """A rule of the task as verifier: 1 while every step so far is right, else 0; for tasks whose steps have an exact truth."""
+
+    def __init__(self, step_truth: Callable[[str, str], Sequence[bool]], name: str = "rule"):
+        def judge(question: str, steps: list[str]) -> list[float]:
+            truth = step_truth(question, "".join(steps))
+            return [float(all(truth[: i + 1])) for i in range(len(steps))]
+
+        super().__init__(judge, name)

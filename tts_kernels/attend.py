@@ -1,0 +1,128 @@
+"""attend: attention of a ragged batch over a tree of shared prefixes, and the plan that says who reads what."""
+
+import torch
+
+from tts_kernels.op import op
+
+
+@op(
+    "q T[N,H,D], pool T[P,L,2,G,S,D], spans i32[E,3], item_indptr i32[W+1], items i32[W,3], layer int in 0..L, scale float"
+    " -> out T[N,H,D], lse f32[N,H] where H%G==0"
+)
+def attend(q, pool, spans, item_indptr, items, layer, scale, *, out, lse):
+    """Softmax attention of N query tokens over the work items of a plan (`plan`).
+
+    Work item `w` = (q0, q1, is_causal) with the spans `item_indptr[w]:item_indptr[w+1]`, each (page, first slot, count): its
+    tokens in order. Queries q0..q1-1 see all tokens of the item; under `is_causal` query j does not see the last q1-1-j.
+    A query's context is the union of the items that cover it; query head h reads KV head h*G//H. A query that no item covers
+    gets out 0, lse -inf. lse is the natural log of the softmax denominator of the scaled scores.
+    """
+    total = torch.zeros(q.shape, dtype=torch.float64, device=q.device)
+    total_lse = torch.full(lse.shape, float("-inf"), dtype=torch.float64, device=q.device)
+    for (q0, q1, is_causal), begin, end in zip(items.tolist(), item_indptr[:-1].tolist(), item_indptr[1:].tolist()):
+        key, value = (_gather(pool, spans[begin:end], layer, kv, q.shape[1]) for kv in (0, 1))
+        part = _attention(q[q0:q1].double(), key, value, scale, bool(is_causal))
+        total[q0:q1], total_lse[q0:q1] = merge(total[q0:q1], total_lse[q0:q1], *part)
+    out.copy_(total)
+    lse.copy_(total_lse)
+
+
+def merge(out_a, lse_a, out_b, lse_b):
+    """The attention over the union of two disjoint sets of tokens, from the attention over each: associative."""
+    lse = torch.logaddexp(lse_a, lse_b)
+    weight_a, weight_b = (torch.exp(x - lse).nan_to_num(0.0)[..., None] for x in (lse_a, lse_b))
+    return out_a * weight_a + out_b * weight_b, lse
+
+
+def _attention(q, key, value, scale, is_causal):
+    scores = torch.einsum("nhd,htd->nht", q, key) * scale
+    if is_causal:
+        num_queries, num_tokens = scores.shape[0], scores.shape[2]
+        visible = num_tokens - num_queries + 1 + torch.arange(num_queries, device=q.device)
+        hidden = torch.arange(num_tokens, device=q.device) >= visible[:, None]
+        scores = scores.masked_fill(hidden[:, None], float("-inf"))
+    weights = torch.softmax(scores, -1).nan_to_num(0.0)
+    return torch.einsum("nht,htd->nhd", weights, value), torch.logsumexp(scores, -1)
+
+
+def _gather(pool, spans, layer, kv, num_heads):
+    """f64[H,T,D]: the keys (kv=0) or values (kv=1) of an item's tokens in order, repeated for each query head."""
+    parts = [pool[page, layer, kv, :, first : first + count] for page, first, count in spans.tolist()]
+    tokens = torch.cat(parts, 1) if parts else pool.new_zeros(pool.shape[3], 0, pool.shape[5])
+    return tokens.double().repeat_interleave(num_heads // pool.shape[3], 0)
+
+
+@op(
+    "leaves i32[B] in 0..X, indptr i32[B+1], parent i32[X], start i32[X], length i32[X], first_page i32[X], next_page i32[P],"
+    " page_size int in 1..65537, max_items int, max_spans int"
+    " -> items i32[max_items,3], item_indptr i32[max_items+1], spans i32[max_spans,3], needed i32[2]"
+)
+def plan(
+    leaves, indptr, parent, start, length, first_page, next_page, page_size, max_items, max_spans, *, items, item_indptr, spans, needed
+):
+    """The work items of `attend` for B rows, from the node table; valid for every layer until a node grows.
+
+    Row `b` adds the tokens `indptr[b]:indptr[b+1]` of the batch to node `leaves[b]`, whose `length` counts them already; all of
+    the row's ancestors (`parent`, -1 at a root) are its context. A node's tokens lie in its pages (`first_page`, then
+    `next_page`) from slot `start` of the first one. Rows that stand next to each other share the work items of their common
+    ancestors, so rows in depth-first order read each unique page once; nodes of a chain with the same rows are one item.
+    A row's leaf may be an ancestor of other rows, but its causal item is the row's alone.
+    `needed` = (items, spans); where it exceeds a capacity nothing useful was written: call again with larger outputs.
+    """
+    found = _items(leaves.tolist(), indptr.tolist(), parent.tolist())
+    table = [_spans(nodes, start, length, first_page, next_page, page_size) for *_, nodes in found]
+    needed.copy_(torch.tensor([len(found), sum(map(len, table))]))
+    if len(found) > max_items or needed[1] > max_spans:
+        return
+    item_indptr.zero_()
+    for i, ((q0, q1, is_leaf, _), rows) in enumerate(zip(found, table)):
+        items[i] = torch.tensor([q0, q1, is_leaf])
+        item_indptr[i + 1] = item_indptr[i] + len(rows)
+        spans[item_indptr[i] : item_indptr[i + 1]] = torch.tensor(rows, dtype=torch.int32).reshape(-1, 3)
+
+
+def _items(leaves, indptr, parent):
+    """[(q0, q1, is_leaf, nodes from the root side)], in the order in which a depth-first walk opens them."""
+    items, open_items = [], []  # open_items: a stack of [first query, node]
+    for row, leaf in enumerate(leaves):
+        path = _path(leaf, parent)
+        # A leaf's item is causal, so it is its row's alone, even where the leaf is an ancestor of another row.
+        shareable = max(0, min(len(path), len(open_items)) - 1)
+        shared = next((i for i in range(shareable) if path[i] != open_items[i][1]), shareable)
+        items += _close(open_items, shared, indptr[row])
+        open_items += [[indptr[row], node] for node in path[shared:]]
+    items += _close(open_items, 0, indptr[len(leaves)])
+    return sorted(reversed(items), key=lambda item: item[0])  # of two with the same first query, the outer one closed last
+
+
+def _path(node, parent):
+    path = []
+    while node >= 0:
+        path.append(node)
+        node = parent[node]
+    return path[::-1]
+
+
+def _close(open_items, depth, q1):
+    """Pop the stack down to `depth`; levels that opened together close together and become one item."""
+    closed, is_leaf = [], True
+    while len(open_items) > depth:
+        q0, nodes = open_items[-1][0], []
+        while len(open_items) > depth and open_items[-1][0] == q0:
+            nodes.append(open_items.pop()[1])
+        if q0 < q1:
+            closed.append((q0, q1, int(is_leaf), nodes[::-1]))
+        is_leaf = False
+    return closed
+
+
+def _spans(nodes, start, length, first_page, next_page, page_size):
+    """[(page, first slot, count)] of a chain of nodes."""
+    spans = []
+    for node in nodes:
+        page, first, left = int(first_page[node]), int(start[node]), int(length[node])
+        while left > 0:
+            count = min(left, page_size - first)
+            spans.append((page, first, count))
+            page, first, left = int(next_page[page]), 0, left - count
+    return spans

@@ -1,0 +1,106 @@
+"""The backend `native`: the torch-free C++ module on CPU tensors. The only importer of `tts_kernels._native`.
+
+Each function passes sizes, strides and addresses as kernels.h names them. Inputs that are not row-major are copied first; tensors
+that are written in place must be row-major, because a copy would lose what the kernel writes.
+"""
+
+import torch
+
+import tts_kernels._native as _native
+from tts_kernels.append import append
+from tts_kernels.attend import attend, plan
+from tts_kernels.fork import fork
+from tts_kernels.linear import linear
+from tts_kernels.op import register_backend
+from tts_kernels.prune import prune
+from tts_kernels.sample import sample
+from tts_kernels.score import score
+
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+RULES = {"top": 0, "softmax": 1, "systematic": 2, "multinomial": 3}
+ACTIVATIONS = {"softmax": 0, "sigmoid": 1}
+
+
+def _rows(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` with a dense last dim; the strides of the others are passed on."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _dense(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors row-major. Their copies live as long as the caller keeps the list."""
+    return [t if t.is_contiguous() else t.contiguous() for t in tensors]
+
+
+def _pointer(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _in_place(op: str, **tensors: torch.Tensor) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.is_contiguous():
+            raise ValueError(f"{op}: {name} is written in place and must be contiguous, got strides {tensor.stride()}")
+
+
+def _linear(x, weight, bias, *, out):
+    x, (weight,) = _rows(x), _dense(weight)
+    bias = None if bias is None else bias.contiguous()
+    inputs = x.data_ptr(), x.stride(0), weight.data_ptr(), _pointer(bias)
+    _native.linear(DTYPES[x.dtype], x.shape[0], *weight.shape, *inputs, out.data_ptr())
+
+
+def _append(k, v, pool, slots, layer):
+    _in_place("append", pool=pool)
+    k, v, (slots,) = _rows(k), _rows(v), _dense(slots)
+    P, L, _, G, S, D = pool.shape
+    k_args, v_args = (k.data_ptr(), *k.stride()[:2]), (v.data_ptr(), *v.stride()[:2])
+    _native.append(DTYPES[k.dtype], k.shape[0], G, D, P, L, S, *k_args, *v_args, pool.data_ptr(), slots.data_ptr(), layer)
+
+
+def _attend(q, pool, spans, item_indptr, items, layer, scale, *, out, lse):
+    q, (pool, spans, item_indptr, items) = _rows(q), _dense(pool, spans, item_indptr, items)
+    P, L, _, G, S, D = pool.shape
+    sizes = (*q.shape[:2], G, D, P, L, S, spans.shape[0], items.shape[0])
+    tables = spans.data_ptr(), item_indptr.data_ptr(), items.data_ptr()
+    q_args = q.data_ptr(), *q.stride()[:2]
+    _native.attend(DTYPES[q.dtype], *sizes, *q_args, pool.data_ptr(), *tables, layer, scale, out.data_ptr(), lse.data_ptr())
+
+
+def _plan(leaves, indptr, parent, start, length, first_page, next_page, page_size, max_items, max_spans, **outputs):
+    tables = _dense(leaves, indptr, parent, start, length, first_page, next_page)
+    pointers = [t.data_ptr() for t in tables]
+    sizes = leaves.shape[0], parent.shape[0], next_page.shape[0]
+    _native.plan(*sizes, *pointers, page_size, max_items, max_spans, *(t.data_ptr() for t in outputs.values()))
+
+
+def _score(hidden, head, bias, before, label, activation, *, out, running):
+    hidden, (head, before) = _rows(hidden), _dense(head, before)
+    bias = None if bias is None else bias.contiguous()
+    inputs = hidden.data_ptr(), hidden.stride(0), head.data_ptr(), _pointer(bias), before.data_ptr()
+    sizes = *hidden.shape, head.shape[0]
+    _native.score(DTYPES[hidden.dtype], *sizes, *inputs, label, ACTIVATIONS[activation], out.data_ptr(), running.data_ptr())
+
+
+def _prune(scores, indptr, total, keep, keys, rule, temperature, capacity, *, widths, parents, counts):
+    tables = _dense(scores, indptr, total, keep)
+    keys = None if keys is None else keys.contiguous()
+    inputs = *(t.data_ptr() for t in tables), _pointer(keys)
+    outputs = widths.data_ptr(), parents.data_ptr(), counts.data_ptr()
+    _native.prune(scores.shape[0], total.shape[0], *inputs, RULES[rule], temperature, capacity, *outputs)
+
+
+def _fork(parents, nodes, parent, refs, start, length, first_page, last_page):
+    _in_place("fork", parent=parent, refs=refs, start=start, length=length, first_page=first_page, last_page=last_page)
+    tables = *_dense(parents, nodes), parent, refs, start, length, first_page, last_page
+    _native.fork(parents.shape[0], parent.shape[0], *(t.data_ptr() for t in tables))
+
+
+def _sample(*inputs, **outputs):
+    *tensors, with_statistics = inputs
+    tensors = _dense(*tensors)
+    logits, row, next_state = tensors[0], tensors[1], tensors[9]
+    sizes = *logits.shape, row.shape[0], next_state.shape[0]
+    _native.sample(*sizes, *(t.data_ptr() for t in tensors), with_statistics, *(t.data_ptr() for t in outputs.values()))
+
+
+for _op in (linear, append, attend, plan, score, prune, fork, sample):
+    register_backend(_op, "native", globals()[f"_{_op.name}"], devices=("cpu",), checks_values=True)

@@ -1,0 +1,336 @@
+"""The contract of a kernel: one signature string gives the document, the checks, the outputs and the dispatch.
+
+    @op("scores f32[N], indptr i32[R+1] -> out f32[R]")
+    def segment_max(scores, indptr, *, out): ...
+
+declares the op `segment_max` with the decorated function as its reference implementation. Grammar, item by item:
+
+    x f32[N,D]           tensor; a dim is a name, a number, or a name plus a number (R+1); a name's first use binds it
+    x T[N]               T is a type variable over f32, f16, bf16: all tensors marked T have the same dtype
+    x? f32[N]            optional, may be None           pool! T[P,S]    written in place
+    slots i64[N] in 0..P*S    every value lies in the half-open range (checked on the CPU, where it costs no synchronisation,
+                              here or by a backend that says so)
+    layer int in 0..L    scalar with a range             rule str in top|softmax    scalar with choices
+    -> out f32[R]        output: allocated by the dispatcher, or given by the caller as `out=`
+    where H%G==0         a condition on the dims
+
+Backends receive the inputs positionally and the outputs by keyword, and fill the outputs; they never allocate them. Outputs are
+row-major.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections import namedtuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import CodeType
+from typing import Any
+
+import torch
+
+DTYPES = {
+    "f32": torch.float32,
+    "f16": torch.float16,
+    "bf16": torch.bfloat16,
+    "i32": torch.int32,
+    "i64": torch.int64,
+    "u8": torch.uint8,
+}
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+SCALARS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "str": (str,)}
+_ITEM = re.compile(r"(?P<name>\w+)(?P<mark>[?!]?) (?P<type>\w+)(\[(?P<dims>[^\]]*)\])?( in (?P<range>\S+))?")
+_DIM = re.compile(r"(?P<name>[A-Za-z_]\w*)?\+?(?P<number>\d+)?")
+_NO_BUILTINS: dict[str, Any] = {"__builtins__": {}}
+
+OPS: dict[str, Op] = {}
+"""Every declared op by name, in order of declaration."""
+
+
+@dataclass(frozen=True)
+class Arg:
+    """One item of a signature, parsed."""
+
+    text: str
+    name: str
+    type: str
+    dtype: torch.dtype | None
+    """`None` for a scalar and for the type variable."""
+    dims: tuple[tuple[str, int], ...] | None
+    """(name or "", number): the sum of the two is the size. `None` for a scalar."""
+    bounds: CodeType | None
+    """Compiled (low, high)."""
+    choices: tuple[str, ...]
+    is_optional: bool
+    is_mutated: bool
+
+    @property
+    def is_tensor(self) -> bool:
+        return self.dims is not None
+
+
+def _parse(text: str) -> Arg:
+    match = _ITEM.fullmatch(text)
+    if match is None:
+        raise SyntaxError(f"not an item of an op signature: {text!r}")
+    low, dots, high = (match["range"] or "").partition("..")
+    return Arg(
+        text=text,
+        name=match["name"],
+        type=match["type"],
+        dtype=DTYPES.get(match["type"]),
+        dims=None if match["dims"] is None else tuple(_parse_dim(d.strip(), text) for d in match["dims"].split(",")),
+        bounds=compile(f"{low}, {high}", text, "eval") if dots else None,
+        choices=tuple(low.split("|")) if low and not dots else (),
+        is_optional=match["mark"] == "?",
+        is_mutated=match["mark"] == "!",
+    )
+
+
+def _parse_dim(dim: str, text: str) -> tuple[str, int]:
+    match = _DIM.fullmatch(dim)
+    if not dim or match is None:
+        raise SyntaxError(f"not a dim of an op signature: {dim!r} in {text!r}")
+    return match["name"] or "", int(match["number"] or 0)
+
+
+def _split(text: str) -> list[Arg]:
+    """Split at the commas outside brackets."""
+    return [_parse(part) for part in re.split(r",\s*(?![^\[]*\])", text.strip()) if part]
+
+
+def _value(code: CodeType, dims: dict[str, int]) -> Any:
+    # Signature strings are constants of this package's source, never input.
+    return eval(code, _NO_BUILTINS, dims)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of an op and where it runs."""
+
+    name: str
+    fn: Callable[..., None]
+    devices: tuple[str, ...] | None = None
+    """Device types it runs on; `None` is all of them."""
+    dtypes: tuple[torch.dtype, ...] = FLOATS
+    """Values of the signature's type variable it takes."""
+    checks_values: bool = False
+    """It checks the ranges of index values itself."""
+
+    def why_not(self, device: str, dtype: torch.dtype | None) -> str | None:
+        """The reason why this backend cannot take a call on `device` with type variable `dtype`, or None if it can."""
+        if self.devices is not None and device not in self.devices:
+            return f"runs on {'/'.join(self.devices)}, the tensors are on {device}"
+        if dtype is not None and dtype not in self.dtypes:
+            return f"takes {'/'.join(str(d).removeprefix('torch.') for d in self.dtypes)}, got {str(dtype).removeprefix('torch.')}"
+        return None
+
+
+class Op:
+    """A callable contract. `op(*inputs, out=None, backend=None)` validates, allocates, dispatches and returns the outputs."""
+
+    def __init__(self, signature: str, reference: Callable[..., None]):
+        head, _, condition = signature.partition(" where ")
+        left, _, right = head.partition("->")
+        self.name = reference.__name__
+        self.signature = signature
+        self.inputs, self.outputs = _split(left), _split(right)
+        self.conditions = [(c, compile(c, signature, "eval")) for c in condition.split(" and ") if c]
+        self.reference = reference
+        self.backends: dict[str, Backend] = {"reference": Backend("reference", reference)}
+        self.missing: dict[str, str] = {}
+        """Backends that could exist but do not, with the reason."""
+        parameters = inspect.signature(reference).parameters
+        if list(parameters) != [a.name for a in self.inputs + self.outputs]:
+            raise TypeError(f"{self.name}: the reference takes {list(parameters)}, the signature says {signature!r}")
+        self.defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
+        self._output_names = [a.name for a in self.outputs]
+        self._chosen: dict[tuple[str, torch.dtype | None, str | None], Backend] = {}
+        self.result = namedtuple(self.name, self._output_names) if len(self.outputs) > 1 else None
+        self.__doc__ = f"{self.name}({signature})\n\n{inspect.cleandoc(reference.__doc__ or '')}"
+        self.__name__ = self.name
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}({self.signature}) backends={list(self.backends)}>"
+
+    def __call__(self, *args: Any, out: Any = None, backend: str | None = None, **named: Any) -> Any:
+        values = self._bind(args, named)
+        dims: dict[str, int] = {}
+        dtype, device = self._check(self.inputs, values, dims, None, None)
+        for text, code in self.conditions:
+            if not _value(code, dims):
+                raise ValueError(f"{self.name}: {text} does not hold for {dims}")
+        chosen = self.choose(device.type, dtype, backend)
+        if device.type == "cpu" and not chosen.checks_values:
+            self._check_values(values, dims)
+        outputs = self._allocate(dims, dtype, device) if out is None else self._given(out, dims, dtype, device)
+        chosen.fn(*values, **dict(zip(self._output_names, outputs)))
+        if self.result is not None:
+            return self.result._make(outputs)
+        return outputs[0] if outputs else None
+
+    def choose(self, device: str, dtype: torch.dtype | None = None, backend: str | None = None) -> Backend:
+        """The backend a call would use: the last registered one that can, or exactly `backend`, which never falls back."""
+        found = self._chosen.get((device, dtype, backend))
+        if found is None:
+            found = self._chosen[device, dtype, backend] = self._choose(device, dtype, backend)
+        return found
+
+    def register(self, backend: Backend) -> None:
+        """Add or replace a backend; the one registered last is preferred."""
+        self.backends.pop(backend.name, None)
+        self.backends[backend.name] = backend
+        self.missing.pop(backend.name, None)
+        self._chosen.clear()
+
+    def _choose(self, device: str, dtype: torch.dtype | None, backend: str | None) -> Backend:
+        if backend is None:
+            return next(b for b in reversed(self.backends.values()) if b.why_not(device, dtype) is None)
+        if backend not in self.backends:
+            reason = self.missing.get(backend, "no such backend is registered")
+            raise ValueError(f"{self.name}: backend {backend!r} does not exist here ({reason}); available: {list(self.backends)}")
+        reason = self.backends[backend].why_not(device, dtype)
+        if reason is not None:
+            raise ValueError(f"{self.name}: backend {backend!r} cannot take this call: it {reason}")
+        return self.backends[backend]
+
+    def _bind(self, args: Sequence[Any], named: dict[str, Any]) -> Sequence[Any]:
+        if len(args) == len(self.inputs) and not named:
+            return args
+        if len(args) > len(self.inputs):
+            raise TypeError(f"{self.name}: takes {len(self.inputs)} inputs, got {len(args)}; signature: {self.signature}")
+        values = list(args)
+        for arg in self.inputs[len(args) :]:
+            if arg.name in named:
+                values.append(named.pop(arg.name))
+            elif arg.name in self.defaults:
+                values.append(self.defaults[arg.name])
+            elif arg.is_optional:
+                values.append(None)
+            else:
+                raise TypeError(f"{self.name}: input {arg.text!r} is missing")
+        if named:
+            raise TypeError(f"{self.name}: unknown argument {next(iter(named))!r}; signature: {self.signature}")
+        return values
+
+    def _check(self, items, values, dims: dict[str, int], dtype, device):
+        """Check types, devices and shapes in order, bind `dims`, and return what the type variable and the device are."""
+        for arg, value in zip(items, values):
+            if arg.dims is None:
+                self._check_scalar(arg, value, dims)
+            elif value is not None:
+                if not isinstance(value, torch.Tensor):
+                    raise TypeError(f"{self.name}: {arg.name} must be a tensor {arg.text!r}, got {type(value).__name__}")
+                if value.dtype is not (arg.dtype or dtype):
+                    dtype = self._bind_dtype(arg, value, dtype)
+                if value.device != device:
+                    device = self._bind_device(arg, value, device)
+                self._check_shape(arg, value.shape, dims)
+            elif not arg.is_optional:
+                raise TypeError(f"{self.name}: {arg.text!r} is required, got None")
+        return dtype, device
+
+    def _check_scalar(self, arg: Arg, value: Any, dims: dict[str, int]) -> None:
+        if not isinstance(value, SCALARS[arg.type]) or isinstance(value, bool):
+            raise TypeError(f"{self.name}: {arg.name} must be {arg.type}, got {value!r}")
+        if arg.choices and value not in arg.choices:
+            raise ValueError(f"{self.name}: {arg.name} must be one of {', '.join(arg.choices)}, got {value!r}")
+        if arg.bounds is not None:
+            low, high = _value(arg.bounds, dims)
+            if not low <= value < high:
+                raise ValueError(f"{self.name}: {arg.name} must be in [{low}, {high}), got {value}")
+        if arg.type == "int":
+            dims[arg.name] = value
+
+    def _bind_dtype(self, arg: Arg, value: torch.Tensor, dtype: torch.dtype | None) -> torch.dtype:
+        expected = arg.dtype or dtype
+        if expected is not None:
+            raise TypeError(f"{self.name}: {arg.name} must be {expected} ({arg.text!r}), got {value.dtype}")
+        if value.dtype not in FLOATS:
+            raise TypeError(f"{self.name}: {arg.name} must be float32, float16 or bfloat16, got {value.dtype}")
+        return value.dtype
+
+    def _bind_device(self, arg: Arg, value: torch.Tensor, device: torch.device | None) -> torch.device:
+        if device is not None:
+            raise ValueError(f"{self.name}: {arg.name} is on {value.device}, the tensors before it on {device}")
+        return value.device
+
+    def _check_shape(self, arg: Arg, shape: Sequence[int], dims: dict[str, int]) -> None:
+        if len(shape) != len(arg.dims):
+            raise ValueError(f"{self.name}: {arg.name} must have {len(arg.dims)} dims ({arg.text!r}), got shape {tuple(shape)}")
+        for (name, number), size in zip(arg.dims, shape):
+            if name and name not in dims:
+                if size < number:
+                    raise ValueError(f"{self.name}: dim {name}+{number} of {arg.name} must be at least {number}, got {size}")
+                dims[name] = size - number
+            elif size != (dims[name] + number if name else number):
+                expected = dims[name] + number if name else number
+                dim = f"{name}+{number}" if name and number else name or number
+                raise ValueError(f"{self.name}: dim {dim} of {arg.name} ({arg.text!r}) must be {expected}, got shape {tuple(shape)}")
+
+    def _check_values(self, values: Sequence[Any], dims: dict[str, int]) -> None:
+        for arg, value in zip(self.inputs, values):
+            if arg.bounds is not None and arg.is_tensor and value is not None and value.numel():
+                low, high = _value(arg.bounds, dims)
+                least, most = (x.item() for x in torch.aminmax(value))
+                if least < low or most >= high:
+                    raise ValueError(f"{self.name}: values of {arg.name} must be in [{low}, {high}), got [{least}, {most}]")
+
+    def _allocate(self, dims: dict[str, int], dtype, device) -> list[torch.Tensor]:
+        return [
+            torch.empty([dims[name] + number if name else number for name, number in a.dims], dtype=a.dtype or dtype, device=device)
+            for a in self.outputs
+        ]
+
+    def _given(self, out: Any, dims: dict[str, int], dtype, device) -> Sequence[torch.Tensor]:
+        given = (out,) if isinstance(out, torch.Tensor) else tuple(out)
+        if len(given) != len(self.outputs):
+            raise TypeError(f"{self.name}: out= must hold {len(self.outputs)} tensors, got {len(given)}")
+        self._check(self.outputs, given, dims, dtype, device)
+        for arg, tensor in zip(self.outputs, given):
+            if not tensor.is_contiguous():
+                raise ValueError(f"{self.name}: out= {arg.name} must be contiguous, got strides {tensor.stride()}")
+        return given
+
+
+def op(signature: str) -> Callable[[Callable[..., None]], Op]:
+    """Declare an op: the decorated function is its reference implementation and its name."""
+
+    def declare(reference: Callable[..., None]) -> Op:
+        OPS[reference.__name__] = declared = Op(signature, reference)
+        return declared
+
+    return declare
+
+
+def register_backend(
+    target: Op | str,
+    name: str,
+    fn: Callable[..., None],
+    devices: Sequence[str] | None = None,
+    dtypes: Sequence[torch.dtype] = FLOATS,
+    checks_values: bool = False,
+) -> None:
+    """Give an op another implementation; the one registered last is preferred where it can take the call.
+
+    `fn` gets the op's inputs positionally, already validated, and its outputs as keywords, and must fill them. With
+    `checks_values` the ranges of index values are left to `fn`. Out-of-tree kernels join through this function; the op need not
+    know them.
+    """
+    found = OPS.get(target) if isinstance(target, str) else target
+    if found is None:
+        raise ValueError(f"no op {target!r}; declared: {', '.join(OPS)}")
+    found.register(Backend(name, fn, tuple(devices) if devices is not None else None, tuple(dtypes), checks_values))
+
+
+def backends(device: str = "cpu", dtype: torch.dtype = torch.float32) -> list[dict[str, str]]:
+    """Every op x backend with its state on `device`: rows of `op`, `backend`, `state` ("used", "can" or the reason why not)."""
+    rows = []
+    for declared in OPS.values():
+        used = declared.choose(device, dtype).name
+        for name, backend in declared.backends.items():
+            state = "used" if name == used else backend.why_not(device, dtype) or "can"
+            rows.append({"op": declared.name, "backend": name, "state": state})
+        rows += [{"op": declared.name, "backend": name, "state": reason} for name, reason in declared.missing.items()]
+    return rows
