@@ -1,6 +1,6 @@
 """The C++ module `tts_kernels._native`; everything else about the build is in pyproject.toml.
 
-Neither torch nor a GPU is needed to build. Without OpenMP the module runs on one thread; CUDA sources are compiled where nvcc is found.
+Neither torch nor a GPU is needed to build. Without OpenMP the module runs on one thread. CUDA sources are compiled where nvcc is.
 """
 
 import glob

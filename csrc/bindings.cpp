@@ -21,7 +21,9 @@ struct Argument<T*> {
 };
 
 void raise(int code) {
-  PyObject* type = code == TTS_INVALID_ARGUMENT ? PyExc_ValueError : code == TTS_OUT_OF_MEMORY ? PyExc_MemoryError : PyExc_RuntimeError;
+  PyObject* type = code == TTS_INVALID_ARGUMENT ? PyExc_ValueError
+                   : code == TTS_OUT_OF_MEMORY  ? PyExc_MemoryError
+                                                : PyExc_RuntimeError;
   PyErr_SetString(type, tts_last_error());
   throw py::error_already_set();
 }

@@ -10,8 +10,8 @@
  *   - Same inputs, same bits: for any number of threads, and a row's result does not depend on the other rows of the call.
  *   - Thread-safe as long as the written buffers differ. Scratch memory belongs to the calling thread and only grows.
  *
- * Dimensions: B rows, T tokens, H query heads, G KV heads, D head dim, E hidden size, P pages, S page size, L layers, V vocabulary,
- * X nodes, W work items, R segments. A slot is page * S + offset.
+ * Dimensions: B rows, T tokens, H query heads, G KV heads, D head dim, E hidden size, P pages, S page size, L layers, V
+ * vocabulary, X nodes, W work items, R segments. A slot is page * S + offset.
  */
 #ifndef TTS_KERNELS_H
 #define TTS_KERNELS_H
@@ -32,9 +32,9 @@ extern "C" {
 
 enum { TTS_OK = 0, TTS_INVALID_ARGUMENT = 1, TTS_OUT_OF_MEMORY = 2, TTS_INTERNAL_ERROR = 3 };
 
-enum { TTS_F32 = 0, TTS_F16 = 1, TTS_BF16 = 2 };                                               /* dtype */
-enum { TTS_TOP = 0, TTS_SOFTMAX = 1, TTS_SYSTEMATIC = 2, TTS_MULTINOMIAL = 3 };                /* rule of tts_prune */
-enum { TTS_ACTIVATION_SOFTMAX = 0, TTS_ACTIVATION_SIGMOID = 1 };                               /* activation of tts_score */
+enum { TTS_F32 = 0, TTS_F16 = 1, TTS_BF16 = 2 };                                /* dtype */
+enum { TTS_TOP = 0, TTS_SOFTMAX = 1, TTS_SYSTEMATIC = 2, TTS_MULTINOMIAL = 3 }; /* rule of tts_prune */
+enum { TTS_ACTIVATION_SOFTMAX = 0, TTS_ACTIVATION_SIGMOID = 1 };                /* activation of tts_score */
 
 /* The version of this header that the library was built with. */
 TTS_API int tts_abi_version(void);

@@ -214,17 +214,23 @@ def test_the_memory_of_verdicts_keeps_the_last_ones_used():
     assert cache.get_all(["a", "b", "c"]) == {"a": 1, "c": 3}
 
 
-def test_a_process_that_dies_is_an_error_if_it_was_at_work_and_is_replaced():
-    with Grader(workers=1, deadline=20.0) as grader:
-        assert grader.equal("1", "1.0")
-        (process,) = _processes(grader)
-        threading.Timer(0.3, lambda: os.kill(process, signal.SIGKILL)).start()
-        assert grader.grade([(ENDLESS, "3")]) == [Verdict.ERROR]
-        assert grader.equal("2", "2.0")
-        (process,) = _processes(grader)
-        os.kill(process, signal.SIGKILL)
-        _wait_for_the_end_of(process)
-        assert grader.equal("3", "3.0")
+def test_a_process_that_dies_is_an_error_if_it_was_at_work_and_is_replaced_until_the_grader_is_closed():
+    grader = Grader(workers=1, deadline=20.0)
+    assert grader.equal("1", "1.0")
+    (process,) = _processes(grader)
+    threading.Timer(0.3, lambda: os.kill(process, signal.SIGKILL)).start()
+    assert grader.grade([(ENDLESS, "3")]) == [Verdict.ERROR]
+    assert grader.equal("2", "2.0")
+    (process,) = _processes(grader)
+    os.kill(process, signal.SIGKILL)
+    _wait_for_the_end_of(process)
+    assert grader.equal("3", "3.0")
+    (process,) = _processes(grader)
+    grader.close()
+    grader.close()
+    assert not _is_alive(process)
+    with pytest.raises(RuntimeError, match="closed"):
+        grader.equal("4", "4.0")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the address space")
@@ -255,8 +261,8 @@ def test_groups_join_equal_answers_in_the_order_first_seen_and_leave_out_none(gr
 
 
 def test_grouping_makes_the_groups_of_pairwise_equality(grader):
-    answers = ["2^9", "512", "sin(x)", r"\sin x", "x=5", "5", "y=5", r"\sqrt{x^2}", "|x|", "0.333333", r"\frac13", r"50\%", "50"]
-    answers += [r"\text{east}", "east", "1,2", r"\{2,1\}", "e", "E"]
+    answers = ["2^9", "512", "x=5", "5", "y=5", r"\sqrt{x^2}", "|x|", "0.333333", r"\frac13", r"50\%", "50"]
+    answers += [r"\text{east}", "east", "e", "E"]
     assert grader.group(answers) == group_by(grader.equal)(answers)
 
 
@@ -286,17 +292,6 @@ def test_a_pair_that_cannot_be_compared_takes_both_answers_out_of_the_comparison
     answers = [r"\text{stuck}", r"\text{b}", r"\text{c}", r"\text{b} ", r"\text{d}"]
     assert grader.group(answers) == [0, 1, 2, 1, 3]
     assert calls == [(r"\text{stuck}", r"\text{b}"), (r"\text{c}", r"\text{d}")]
-
-
-def test_a_closed_grader_refuses_to_work_and_leaves_no_process():
-    grader = Grader(workers=1, deadline=20.0)
-    assert grader.equal("1", "1.0")
-    (process,) = _processes(grader)
-    grader.close()
-    grader.close()
-    assert not _is_alive(process)
-    with pytest.raises(RuntimeError, match="closed"):
-        grader.equal("2", "2.0")
 
 
 @pytest.mark.parametrize(("name", "value"), [("workers", 0), ("deadline", 0.0), ("deadline", float("inf")), ("cache_size", -1)])

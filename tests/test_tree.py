@@ -25,7 +25,7 @@ def child(parent, end="step", text=b"x", tokens=(7,)):
 def chain(scores, ends=None):
     """The last node of a path whose nodes have these scores and ends."""
     node = root()
-    for score, end in zip(scores, ends or ["step"] * len(scores)):
+    for score, end in zip(scores, ends or ["step"] * len(scores), strict=True):
         node = child(node, end)
         node.set_score("prm", score)
     return node
@@ -60,14 +60,13 @@ def test_siblings_carry_on_from_the_same_parent_without_disturbing_it(scores, da
         sibling = child(parent)
         sibling.set_score("prm", score)
         assert all(same(sibling.value(how), aggregate([*scores, score], how)) for how in AGGREGATIONS)
-    assert all(same(a, parent.value(how)) for a, how in zip(before, AGGREGATIONS))
+    assert all(same(a, parent.value(how)) for a, how in zip(before, AGGREGATIONS, strict=True))
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.sampled_from(["step", "cut"])), min_size=1, max_size=8))
 def test_cut_segments_enter_the_last_score_only(steps):
-    scores, ends = zip(*steps)
-    node = chain(scores, ends)
-    assert node.value("last") == scores[-1]
+    node = chain([score for score, _ in steps], [end for _, end in steps])
+    assert node.value("last") == steps[-1][0]
     whole = [score for score, end in steps if end != "cut"]
     for how in ("min", "prod", "mean"):
         assert same(node.value(how), aggregate(whole, how))
@@ -99,9 +98,10 @@ def test_scores_too_large_for_a_product_leave_the_other_aggregates_alone():
 
 def test_verifiers_do_not_disturb_each_other():
     node = chain([0.9, 0.5])
-    node.set_score("orm", 0.1)
-    assert node.value("min") == 0.5 and node.value("min", by="orm") == 0.1
-    assert node.scores == {"prm": 0.5, "orm": 0.1}
+    for step, score in zip(node.path, [0.75, 0.25], strict=True):
+        step.set_score("orm", score)
+    assert [node.value("mean", by=by) for by in ("prm", "orm")] == [pytest.approx(0.7), 0.5]
+    assert node.scores == {"prm": 0.5, "orm": 0.25}
 
 
 # ---- the tree

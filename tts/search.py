@@ -228,11 +228,16 @@ class Search:
                 run = self._tickets.pop(ticket)
                 self._ready.append((run, ticket.results))
 
-    def _enter_scores(self, name: str, scores: Sequence[tuple[Node, float]]) -> None:
+    def _enter_scores(self, name: str, scores: Sequence[tuple[Node, float | Exception]]) -> None:
         # Parents come before children, so a step's aggregates can continue its parent's.
         for node, value in sorted(scores, key=lambda pair: pair[0].depth):
+            waiting = self._scoring.pop((name, node), [])  # empty if its problem has failed meanwhile
+            if isinstance(value, Exception):
+                for outcome in {run.outcome for run in waiting}:
+                    self._fail(outcome, value)
+                continue
             node.set_score(name, value)
-            for run in self._scoring.pop((name, node)):
+            for run in waiting:
                 run.num_waiting -= 1
                 if run.num_waiting == 0:
                     self._ready.append((run, [n.scores[name] for n in run.move.nodes]))

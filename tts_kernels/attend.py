@@ -58,7 +58,21 @@ def _gather(pool, spans, layer, kv, num_heads):
     " -> items i32[max_items,3], item_indptr i32[max_items+1], spans i32[max_spans,3], needed i32[2]"
 )
 def plan(
-    leaves, indptr, parent, start, length, first_page, next_page, page_size, max_items, max_spans, *, items, item_indptr, spans, needed
+    leaves,
+    indptr,
+    parent,
+    start,
+    length,
+    first_page,
+    next_page,
+    page_size,
+    max_items,
+    max_spans,
+    *,
+    items,
+    item_indptr,
+    spans,
+    needed,
 ):
     """The work items of `attend` for B rows, from the node table; valid for every layer until a node grows.
 

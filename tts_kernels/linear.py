@@ -1,7 +1,5 @@
 """linear: the skinny matrix product of a decode batch."""
 
-import torch
-
 from tts_kernels.op import op
 
 

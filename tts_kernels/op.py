@@ -57,17 +57,14 @@ class Arg:
     type: str
     dtype: torch.dtype | None
     """`None` for a scalar and for the type variable."""
-    dims: tuple[tuple[str, int], ...] | None
-    """(name or "", number): the sum of the two is the size. `None` for a scalar."""
+    is_tensor: bool
+    dims: tuple[tuple[str, int], ...]
+    """(name or "", number): the sum of the two is the size."""
     bounds: CodeType | None
     """Compiled (low, high)."""
     choices: tuple[str, ...]
     is_optional: bool
     is_mutated: bool
-
-    @property
-    def is_tensor(self) -> bool:
-        return self.dims is not None
 
 
 def _parse(text: str) -> Arg:
@@ -80,7 +77,8 @@ def _parse(text: str) -> Arg:
         name=match["name"],
         type=match["type"],
         dtype=DTYPES.get(match["type"]),
-        dims=None if match["dims"] is None else tuple(_parse_dim(d.strip(), text) for d in match["dims"].split(",")),
+        is_tensor=match["dims"] is not None,
+        dims=tuple(_parse_dim(d.strip(), text) for d in (match["dims"] or "").split(",") if match["dims"]),
         bounds=compile(f"{low}, {high}", text, "eval") if dots else None,
         choices=tuple(low.split("|")) if low and not dots else (),
         is_optional=match["mark"] == "?",
@@ -123,7 +121,9 @@ class Backend:
         if self.devices is not None and device not in self.devices:
             return f"runs on {'/'.join(self.devices)}, the tensors are on {device}"
         if dtype is not None and dtype not in self.dtypes:
-            return f"takes {'/'.join(str(d).removeprefix('torch.') for d in self.dtypes)}, got {str(dtype).removeprefix('torch.')}"
+            return (
+                f"takes {'/'.join(str(d).removeprefix('torch.') for d in self.dtypes)}, got {str(dtype).removeprefix('torch.')}"
+            )
         return None
 
 
@@ -147,7 +147,7 @@ class Op:
         self.defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
         self._output_names = [a.name for a in self.outputs]
         self._chosen: dict[tuple[str, torch.dtype | None, str | None], Backend] = {}
-        self.result = namedtuple(self.name, self._output_names) if len(self.outputs) > 1 else None
+        self.result: Any = namedtuple(self.name, self._output_names) if len(self.outputs) > 1 else None
         self.__doc__ = f"{self.name}({signature})\n\n{inspect.cleandoc(reference.__doc__ or '')}"
         self.__name__ = self.name
 
@@ -190,9 +190,9 @@ class Op:
         if backend not in self.backends:
             reason = self.missing.get(backend, "no such backend is registered")
             raise ValueError(f"{self.name}: backend {backend!r} does not exist here ({reason}); available: {list(self.backends)}")
-        reason = self.backends[backend].why_not(device, dtype)
-        if reason is not None:
-            raise ValueError(f"{self.name}: backend {backend!r} cannot take this call: it {reason}")
+        why_not = self.backends[backend].why_not(device, dtype)
+        if why_not is not None:
+            raise ValueError(f"{self.name}: backend {backend!r} cannot take this call: it {why_not}")
         return self.backends[backend]
 
     def _bind(self, args: Sequence[Any], named: dict[str, Any]) -> Sequence[Any]:
@@ -217,7 +217,7 @@ class Op:
     def _check(self, items, values, dims: dict[str, int], dtype, device):
         """Check types, devices and shapes in order, bind `dims`, and return what the type variable and the device are."""
         for arg, value in zip(items, values):
-            if arg.dims is None:
+            if not arg.is_tensor:
                 self._check_scalar(arg, value, dims)
             elif value is not None:
                 if not isinstance(value, torch.Tensor):
@@ -240,7 +240,7 @@ class Op:
             low, high = _value(arg.bounds, dims)
             if not low <= value < high:
                 raise ValueError(f"{self.name}: {arg.name} must be in [{low}, {high}), got {value}")
-        if arg.type == "int":
+        if isinstance(value, int):
             dims[arg.name] = value
 
     def _bind_dtype(self, arg: Arg, value: torch.Tensor, dtype: torch.dtype | None) -> torch.dtype:
@@ -267,7 +267,9 @@ class Op:
             elif size != (dims[name] + number if name else number):
                 expected = dims[name] + number if name else number
                 dim = f"{name}+{number}" if name and number else name or number
-                raise ValueError(f"{self.name}: dim {dim} of {arg.name} ({arg.text!r}) must be {expected}, got shape {tuple(shape)}")
+                raise ValueError(
+                    f"{self.name}: dim {dim} of {arg.name} ({arg.text!r}) must be {expected}, got shape {tuple(shape)}"
+                )
 
     def _check_values(self, values: Sequence[Any], dims: dict[str, int]) -> None:
         for arg, value in zip(self.inputs, values):
@@ -279,7 +281,9 @@ class Op:
 
     def _allocate(self, dims: dict[str, int], dtype, device) -> list[torch.Tensor]:
         return [
-            torch.empty([dims[name] + number if name else number for name, number in a.dims], dtype=a.dtype or dtype, device=device)
+            torch.empty(
+                [dims[name] + number if name else number for name, number in a.dims], dtype=a.dtype or dtype, device=device
+            )
             for a in self.outputs
         ]
 

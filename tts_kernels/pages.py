@@ -113,9 +113,7 @@ class PagedKV:
     def add(self, parents: list[int] | np.ndarray) -> np.ndarray:
         """Fork: one empty child for each entry of `parents` (-1: a new root); i32[len(parents)] node ids. No KV byte is copied."""
         parents = np.asarray(parents, np.int32)
-        if len(self._free_nodes) < len(parents):
-            self._grow_nodes(max(2 * len(self._parent), len(self._parent) + len(parents)))
-        nodes = np.array([self._free_nodes.pop() for _ in parents], np.int32)
+        nodes = np.array([self._take_node() for _ in parents], np.int32)
         inner = parents >= 0
         self._fork(parents[inner], nodes[inner])
         self._enter_roots(nodes[~inner])
@@ -139,9 +137,15 @@ class PagedKV:
         new = self._new_pages(nodes, counts)
         if new.sum() > len(self._free_pages):
             raise OutOfPages(int(new.sum()), len(self._free_pages), self.num_pages)
-        if (counts == 1).all():
-            return self._extend_by_one(nodes, new > 0)
-        return np.concatenate([self._extend_one(n, c, p) for n, c, p in zip(nodes.tolist(), counts.tolist(), new.tolist())])
+        end = self._start[nodes].astype(np.int64) + self._length[nodes]
+        num_pages = -(-end // self.page_size)  # pages that each node reaches into already
+        pages, first_new = self._link_pages(nodes, num_pages, new)
+        self._length[nodes] += counts.astype(np.int32)
+        which = np.repeat(np.arange(len(nodes)), counts)
+        position = end[which] + np.arange(len(which)) - np.repeat(counts.cumsum() - counts, counts)
+        ordinal = position // self.page_size - num_pages[which]  # -1: the last page it had, 0..: the new ones
+        # `pages` holds, for each node, its last page before and then its new ones.
+        return pages[first_new[which] + ordinal] * self.page_size + position % self.page_size
 
     def split(self, node: int, length: int) -> int:
         """Cut `node` after its first `length` tokens (0 < length < its length); gives the new upper part.
@@ -151,17 +155,17 @@ class PagedKV:
         total = int(self._length[node])
         if not 0 < length < total:
             raise ValueError(f"a split of a node of {total} tokens must lie in [1, {total - 1}], got {length}")
-        (upper,) = self.add([self._parent[node]])
-        if self._parent[node] >= 0:
-            self._refs[self._parent[node]] -= 1  # `upper` took the place of `node`
+        upper = self._take_node()
         pages, start = self._pages(node), int(self._start[node])
+        self._parent[upper] = self._parent[node]  # the reference of `node` on its parent becomes that of `upper`
+        self._handles[upper] = 1
         last, first = (start + length - 1) // self.page_size, (start + length) // self.page_size
         self._start[upper], self._length[upper] = start, length
         self._first_page[upper], self._last_page[upper] = pages[0], pages[last]
         self._parent[node], self._refs[upper] = upper, 2
         self._start[node], self._length[node] = (start + length) % self.page_size, total - length
         self._first_page[node] = pages[first]
-        return int(upper)
+        return upper
 
     def retain(self, node: int) -> None:
         """Take one more reference."""
@@ -222,6 +226,11 @@ class PagedKV:
             setattr(self, f"_{name}", column)
         self._free_nodes += range(capacity - 1, have - 1, -1)
 
+    def _take_node(self) -> int:
+        if not self._free_nodes:
+            self._grow_nodes(2 * len(self._parent))
+        return self._free_nodes.pop()
+
     def _fork(self, parents: np.ndarray, nodes: np.ndarray) -> None:
         if len(nodes):
             columns = (torch.from_numpy(getattr(self, f"_{name}")) for name in _COLUMNS)
@@ -250,26 +259,21 @@ class PagedKV:
         self.peak_pages = max(self.peak_pages, self.num_used_pages)
         return taken
 
-    def _extend_by_one(self, nodes: np.ndarray, opens_page: np.ndarray) -> np.ndarray:
-        """The decode step: one token for each node, all at once."""
-        opening = nodes[opens_page]
-        if len(opening):
-            pages = np.array(self._take_pages(len(opening)), np.int32)
-            is_first = self._length[opening] == 0
-            self._next_page[self._last_page[opening[~is_first]]] = pages[~is_first]
-            self._first_page[opening[is_first]] = pages[is_first]
-            self._last_page[opening] = pages
-        offset = (self._start[nodes] + self._length[nodes]) % self.page_size
-        self._length[nodes] += 1
-        return self._last_page[nodes].astype(np.int64) * self.page_size + offset
-
-    def _extend_one(self, node: int, count: int, num_new: int) -> np.ndarray:
-        before = int(self._length[node])
-        for page in self._take_pages(num_new):
-            if self._first_page[node] < 0:
-                self._first_page[node] = page
-            else:
-                self._next_page[self._last_page[node]] = page
-            self._last_page[node] = page
-        self._length[node] = before + count
-        return self.slots(node)[before:]
+    def _link_pages(self, nodes: np.ndarray, num_pages: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Allocate and chain `new[i]` pages behind each node's last; gives (i64 pages, index of each node's first new one)."""
+        last = self._last_page[nodes]
+        first_new = np.arange(1, len(nodes) + 1) + new.cumsum() - new
+        pages = np.empty(len(nodes) + int(new.sum()), np.int64)
+        pages[first_new - 1] = last
+        is_new = np.ones(len(pages), bool)
+        is_new[first_new - 1] = False
+        pages[is_new] = self._take_pages(int(new.sum()))
+        begins = num_pages == 0
+        grows = new > 0
+        chained = is_new.copy()
+        chained[first_new[grows & begins]] = False  # a node's very first page follows none
+        behind = np.flatnonzero(chained)
+        self._next_page[pages[behind - 1]] = pages[behind]
+        self._first_page[nodes[grows & begins]] = pages[first_new[grows & begins]]
+        self._last_page[nodes[grows]] = pages[(first_new + new - 1)[grows]]
+        return pages, first_new

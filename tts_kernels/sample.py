@@ -12,8 +12,8 @@ RUNNING, STEP, STOP, EOS = range(4)
 
 
 @op(
-    "logits f32[R,V], row i32[N] in 0..R, key i64[N], position i64[N], temperature f32[N], top_k i32[N], top_p f32[N], min_p f32[N],"
-    " state i32[N], next_state i32[A,V], with_statistics int in 0..2"
+    "logits f32[R,V], row i32[N] in 0..R, key i64[N], position i64[N], temperature f32[N], top_k i32[N], top_p f32[N],"
+    " min_p f32[N], state i32[N], next_state i32[A,V], with_statistics int in 0..2"
     " -> token i64[N], logprob f32[N], next i32[N], confidence f32[N], certainty f32[N]"
 )
 def sample(
@@ -80,7 +80,7 @@ def _draw(logits, row, key, position, temperature, top_k, top_p, min_p):
 
 def _kept(p, top_k, top_p):
     """bool[N,V]: the tokens that top_k, then top_p (the smallest set of mass >= top_p of what top_k left), keep."""
-    ordered, index = p.sort(-1, descending=True, stable=True)
+    ordered, index = p.sort(dim=-1, descending=True, stable=True)
     rank = torch.arange(p.shape[1], device=p.device)
     inside = (top_k[:, None] <= 0) | (rank < top_k[:, None])
     ordered = ordered * inside

@@ -36,8 +36,8 @@ inline void check(bool holds, const std::string& message) {
 }
 
 [[noreturn]] inline void out_of_range(const char* what, int64_t value, int64_t low, int64_t high) {
-  throw std::invalid_argument(std::string(what) + " must be in [" + std::to_string(low) + ", " + std::to_string(high) + "), got " +
-                              std::to_string(value));
+  throw std::invalid_argument(std::string(what) + " must be in [" + std::to_string(low) + ", " + std::to_string(high) +
+                              "), got " + std::to_string(value));
 }
 
 inline void check_range(const char* what, int64_t value, int64_t low, int64_t high) {

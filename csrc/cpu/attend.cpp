@@ -18,11 +18,11 @@ namespace tts {
 namespace {
 
 constexpr int64_t kTileTokens = 64;
-constexpr int64_t kBlockHeads = 64;            // query heads per task ...
-constexpr int64_t kBlockScores = 1 << 18;      // ... and their scores, at most 1 MB where one query allows it
+constexpr int64_t kBlockHeads = 64;        // query heads per task ...
+constexpr int64_t kBlockScores = 1 << 18;  // ... and their scores, at most 1 MB where one query allows it
 constexpr int64_t kMaxHeadDim = 256;
-constexpr int64_t kPhases = 4;                 // partial sums of the values: hides the latency of dependent multiply-adds
-constexpr int64_t kParallelWork = 1 << 17;     // multiply-adds below which a second thread costs more than it saves
+constexpr int64_t kPhases = 4;              // partial sums of the values: hides the latency of dependent multiply-adds
+constexpr int64_t kParallelWork = 1 << 17;  // multiply-adds below which a second thread costs more than it saves
 constexpr float kLog2E = 1.44269504088896341f;
 
 struct Attend {
@@ -94,7 +94,9 @@ void assign_items(const Attend& p, Schedule& s) {
   s.block_items.resize(static_cast<size_t>(s.block_indptr.back()));
   std::vector<int64_t>& next = s.context;  // no longer needed
   next.assign(s.block_indptr.begin(), s.block_indptr.end());
-  for_each_block([&](int64_t b, int64_t w) { s.block_items[static_cast<size_t>(next[static_cast<size_t>(b)]++)] = static_cast<int32_t>(w); });
+  for_each_block([&](int64_t b, int64_t w) {
+    s.block_items[static_cast<size_t>(next[static_cast<size_t>(b)]++)] = static_cast<int32_t>(w);
+  });
 }
 
 // Where one KV head's keys (kv = 0) or values (kv = 1) of the layer lie: rows of D elements, S to a page.
@@ -183,7 +185,8 @@ TTS_INLINE void score_tile(const float* queries, const float* keys, int64_t dim,
 }
 
 template <int ROWS>
-TTS_INLINE void score_rows(const float* queries, const float* keys, int64_t dim, int64_t tokens, float scale, float* const* scores) {
+TTS_INLINE void score_rows(const float* queries, const float* keys, int64_t dim, int64_t tokens, float scale,
+                           float* const* scores) {
   switch ((tokens + kLanes - 1) / kLanes) {
     case 1: return score_tile<ROWS, 1>(queries, keys, dim, scale, scores);
     case 2: return score_tile<ROWS, 2>(queries, keys, dim, scale, scores);
@@ -228,7 +231,8 @@ TTS_INLINE void weigh_rows(const float* const* weights, const float* values, int
                            const int64_t* position) {
   for (int64_t d = 0; d < padded; d += kLanes) {
     F32x16 acc[ROWS][kPhases];
-    const auto sum = [&](int i, int64_t phase) TTS_INLINE_LAMBDA { return sums[i] + (position[i] + phase) % kPhases * padded + d; };
+    const auto sum = [&](int i, int64_t phase)
+                         TTS_INLINE_LAMBDA { return sums[i] + (position[i] + phase) % kPhases * padded + d; };
     for (int i = 0; i < ROWS; ++i)
       for (int phase = 0; phase < kPhases; ++phase) acc[i][phase] = load<kLanes>(sum(i, phase));
     int64_t t = 0;
@@ -250,7 +254,8 @@ TTS_INLINE void weigh_rows(const float* const* weights, const float* values, int
 // Adds the tile's values to rows first..last-1, to each as many as it sees: `done` tokens of the item came in earlier tiles.
 TTS_CLONES void weigh_block(const Workspace& ws, int64_t first, int64_t last, int64_t padded, int64_t capacity, int64_t done,
                             int64_t tokens) {
-  const auto shown = [&](int64_t row) TTS_INLINE_LAMBDA { return std::max<int64_t>(0, std::min(tokens, ws.visible[row] - done)); };
+  const auto shown = [&](int64_t row)
+                         TTS_INLINE_LAMBDA { return std::max<int64_t>(0, std::min(tokens, ws.visible[row] - done)); };
   for (int64_t row = first, rows; row < last; row += rows) {
     rows = row + 4 <= last && shown(row) == shown(row + 3) ? 4 : 1;  // within an item `visible` never falls
     const float* weights[4];
@@ -286,7 +291,8 @@ TTS_CLONES void pack_values(Tokens<T>& tokens, int64_t count, int64_t dim, float
 }
 
 template <class T>
-TTS_CLONES void load_queries(const T* from, int64_t rows, int64_t group, int64_t q_token, int64_t q_head, int64_t dim, float* to) {
+TTS_CLONES void load_queries(const T* from, int64_t rows, int64_t group, int64_t q_token, int64_t q_head, int64_t dim,
+                             float* to) {
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t d = 0; d < dim; ++d) to[row * dim + d] = load1(from + row / group * q_token + row % group * q_head + d);
 }
@@ -399,16 +405,15 @@ void run_attend(const Attend& p, const Schedule& s) {
   const int64_t bytes = Workspace::bytes(s.block_queries * (p.H / p.G), p.D, s.context_capacity);
   char* memory = static_cast<char*>(scratch.take(threads * bytes));
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
-  for (int64_t task = 0; task < tasks; ++task)
-    Task<T>(p, s, task / p.G, task % p.G, memory + thread_index() * bytes).run();
+  for (int64_t task = 0; task < tasks; ++task) Task<T>(p, s, task / p.G, task % p.G, memory + thread_index() * bytes).run();
 }
 
 }  // namespace
 }  // namespace tts
 
-int tts_attend(int dtype, int64_t N, int64_t H, int64_t G, int64_t D, int64_t P, int64_t L, int64_t S, int64_t num_spans, int64_t W,
-               const void* q, int64_t q_token, int64_t q_head, const void* pool, const int32_t* spans, const int32_t* item_indptr,
-               const int32_t* items, int64_t layer, double scale, void* out, float* lse) {
+int tts_attend(int dtype, int64_t N, int64_t H, int64_t G, int64_t D, int64_t P, int64_t L, int64_t S, int64_t num_spans,
+               int64_t W, const void* q, int64_t q_token, int64_t q_head, const void* pool, const int32_t* spans,
+               const int32_t* item_indptr, const int32_t* items, int64_t layer, double scale, void* out, float* lse) {
   using namespace tts;
   return guarded([&] {
     check_range("attend: dtype", dtype, TTS_F32, TTS_BF16 + 1);
@@ -419,7 +424,8 @@ int tts_attend(int dtype, int64_t N, int64_t H, int64_t G, int64_t D, int64_t P,
     if (N == 0 || H == 0) return;
     check(G > 0 && H % G == 0, "attend: H must be a multiple of G, got " + std::to_string(H) + " and " + std::to_string(G));
     thread_local Schedule schedule;
-    const Attend p{N, H, G, D, P, L, S, num_spans, W, q, q_token, q_head, pool, spans, item_indptr, items, layer, float(scale), out, lse};
+    const Attend p{N,       H,      G,    D,     P,           L,     S,     num_spans,    W,   q,
+                   q_token, q_head, pool, spans, item_indptr, items, layer, float(scale), out, lse};
     check_items(p, schedule);
     measure_contexts(p, schedule);
     assign_items(p, schedule);

@@ -1,7 +1,7 @@
 // fork: enters free nodes into the node table as empty children of their parents; no KV byte is copied.
 //
-// One pass over the children: it writes 7 words each. Invariant: new nodes are distinct and free, so their own columns are written
-// once; a parent's references grow by its number of children.
+// One pass over the children: it writes 7 words each. Invariant: new nodes are distinct and free, so their own columns are
+// written once; a parent's references grow by its number of children.
 #include "common/check.h"
 
 int tts_fork(int64_t C, int64_t X, const int32_t* parents, const int32_t* nodes, int32_t* parent, int32_t* refs, int32_t* start,

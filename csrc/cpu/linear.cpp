@@ -1,7 +1,7 @@
 // linear: out[m,n] = sum_k x[m,k] * weight[n,k] + bias[n].
 //
-// A task takes up to 128 rows of x and 64 rows of the weight. It transposes a [64, 128] tile of the weight into a stack buffer, so
-// that a vector lane is a column of the output, and walks x row by row: it reads 64*K + 128*K and writes 128*64 elements.
+// A task takes up to 128 rows of x and 64 rows of the weight. It transposes a [64, 128] tile of the weight into a stack buffer,
+// so that a vector lane is a column of the output, and walks x row by row: it reads 64*K + 128*K and writes 128*64 elements.
 // Invariant: lane (m, n) holds the sum over blocks of 128 k of the sums within the block, both in order of k. No other row and
 // no tile size enters it, so a row's bits do not depend on M, on the tiling or on the thread count.
 #include <algorithm>
@@ -12,9 +12,9 @@
 namespace tts {
 namespace {
 
-constexpr int64_t kChunkRows = 128;   // rows of x per task
-constexpr int64_t kTileColumns = 64;  // rows of the weight per task: 4 vectors
-constexpr int64_t kBlockDepth = 128;  // k per block: the transposed tile is 32 KB
+constexpr int64_t kChunkRows = 128;         // rows of x per task
+constexpr int64_t kTileColumns = 64;        // rows of the weight per task: 4 vectors
+constexpr int64_t kBlockDepth = 128;        // k per block: the transposed tile is 32 KB
 constexpr int64_t kParallelWork = 1 << 19;  // multiply-adds below which a second thread costs more than it saves
 
 struct Linear {
@@ -79,8 +79,7 @@ TTS_INLINE const float* widen_rows(const float* x, int64_t, int64_t, int64_t, fl
 template <class T>
 TTS_INLINE const float* widen_rows(const T* x, int64_t x_stride, int64_t rows, int64_t depth, float* copy) {
   for (int64_t m = 0; m < rows; ++m)
-    for (int64_t k = 0; k < depth; k += kLanes)
-      store(copy + m * kBlockDepth + k, load_some(x + m * x_stride + k, depth - k));
+    for (int64_t k = 0; k < depth; k += kLanes) store(copy + m * kBlockDepth + k, load_some(x + m * x_stride + k, depth - k));
   return copy;
 }
 

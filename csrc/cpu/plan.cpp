@@ -129,7 +129,8 @@ int tts_plan(int64_t B, int64_t X, int64_t P, const int32_t* leaves, const int32
     planner.run(table, B, leaves, indptr);
     int64_t num_spans = 0;
     for (const ClosedItem& item : planner.items)
-      for (int32_t i = item.first_node; i < item.last_node; ++i) num_spans += count_spans(table, planner.nodes[static_cast<size_t>(i)]);
+      for (int32_t i = item.first_node; i < item.last_node; ++i)
+        num_spans += count_spans(table, planner.nodes[static_cast<size_t>(i)]);
     check_range("plan: number of spans", num_spans, 0, INT32_MAX);
     needed[0] = static_cast<int32_t>(planner.items.size());
     needed[1] = static_cast<int32_t>(num_spans);
@@ -142,7 +143,8 @@ int tts_plan(int64_t B, int64_t X, int64_t P, const int32_t* leaves, const int32
         items[w * 3] = item.q0;
         items[w * 3 + 1] = item.q1;
         items[w * 3 + 2] = item.is_causal;
-        for (int32_t n = item.last_node; n-- > item.first_node;) span = write_spans(table, planner.nodes[static_cast<size_t>(n)], span);
+        for (int32_t n = item.last_node; n-- > item.first_node;)
+          span = write_spans(table, planner.nodes[static_cast<size_t>(n)], span);
         item_indptr[w + 1] = static_cast<int32_t>((span - spans) / 3);
       }
   });

@@ -110,7 +110,8 @@ int tts_prune(int64_t N, int64_t R, const float* scores, const int32_t* indptr, 
     check_indptr("prune: values of indptr", indptr, R, N);
     check_values("prune: values of total", total, R, 0, capacity + 1);
     check(rule == TTS_TOP || temperature > 0, "prune: temperature must be > 0, got " + std::to_string(temperature));
-    check(rule == TTS_TOP || rule == TTS_SOFTMAX || keys != nullptr, "prune: rules systematic and multinomial draw and need keys");
+    check(rule == TTS_TOP || rule == TTS_SOFTMAX || keys != nullptr,
+          "prune: rules systematic and multinomial draw and need keys");
     thread_local Scratch scratch;
     auto* sort_keys = static_cast<uint64_t*>(scratch.take(N * 24));
     auto* weights = reinterpret_cast<double*>(sort_keys + N);
@@ -120,7 +121,8 @@ int tts_prune(int64_t N, int64_t R, const float* scores, const int32_t* indptr, 
     for (int64_t r = 0; r < R; ++r) prune_segment(p, r, sort_keys + indptr[r], weights + indptr[r], weights + N + indptr[r]);
     int64_t children = 0;
     for (int64_t r = 0; r < R; ++r) children += counts[r];
-    check(children <= capacity, "prune: " + std::to_string(children) + " children do not fit the capacity of " + std::to_string(capacity));
+    check(children <= capacity,
+          "prune: " + std::to_string(children) + " children do not fit the capacity of " + std::to_string(capacity));
     int32_t* child = parents;
     for (int64_t row = 0; row < N; ++row) child = std::fill_n(child, widths[row], static_cast<int32_t>(row));
     std::fill(child, parents + capacity, -1);

@@ -281,12 +281,14 @@ void check_sample(const Sample& p) {
 
 int tts_sample(int64_t R, int64_t V, int64_t N, int64_t A, const float* logits, const int32_t* row, const int64_t* key,
                const int64_t* position, const float* temperature, const int32_t* top_k, const float* top_p, const float* min_p,
-               const int32_t* state, const int32_t* next_state, int with_statistics, int64_t* token, float* logprob, int32_t* next,
-               float* confidence, float* certainty) {
+               const int32_t* state, const int32_t* next_state, int with_statistics, int64_t* token, float* logprob,
+               int32_t* next, float* confidence, float* certainty) {
   using namespace tts;
   return guarded([&] {
-    const Sample p{R,     V,     N,          A,                     logits, row,     key,  position,   temperature, top_k, top_p,
-                   min_p, state, next_state, with_statistics != 0, token,  logprob, next, confidence, certainty};
+    const Sample p{R,     V,       N,        A,           logits,
+                   row,   key,     position, temperature, top_k,
+                   top_p, min_p,   state,    next_state,  with_statistics != 0,
+                   token, logprob, next,     confidence,  certainty};
     check_sample(p);
     thread_local Scratch scratch;
     const int64_t bytes = (RowSampler::bytes(V) + 63) / 64 * 64;

@@ -68,7 +68,8 @@ int tts_score(int dtype, int64_t N, int64_t E, int64_t C, const void* hidden, in
           const T* row = static_cast<const T*>(hidden) + n * hidden_stride;
           return static_cast<double>(dot(row, static_cast<const T*>(head) + c * E, E)) + (bias == nullptr ? 0.0 : bias[c]);
         };
-        const double value = activation == TTS_ACTIVATION_SIGMOID ? 1.0 / (1.0 + std::exp(-logit(label))) : softmax_at(C, label, logit);
+        const double value =
+            activation == TTS_ACTIVATION_SIGMOID ? 1.0 / (1.0 + std::exp(-logit(label))) : softmax_at(C, label, logit);
         out[n] = static_cast<float>(value);
         advance(before + n * 4, out[n], running + n * 4);
       }

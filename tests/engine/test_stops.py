@@ -8,15 +8,25 @@ from hypothesis import given, settings
 from tts.engine.stops import EOS, KIND_SHIFT, RUNNING, STEP, STOP, StopTable
 from tts_kernels.sample import STATE_MASK
 
-LETTERS = "ab\né"  # the last one has two bytes, so tokens can cut it
-BYTES = [b"a", b"b", b"\n", *(bytes([byte]) for byte in "é".encode()), b"x"]
+# Few letters, so that stops overlap; the last one has two bytes, so that tokens can cut it.
+ALPHABETS = ["a", "ab", "ab", "ab\n", "\né", "abcé"]
 
-vocabularies = st.lists(st.lists(st.sampled_from(BYTES), max_size=5).map(b"".join), min_size=1, max_size=10)
-stop_strings = st.text(LETTERS, min_size=1, max_size=4)
-stop_sets = st.tuples(
-    st.lists(stop_strings, min_size=1, max_size=3).map(tuple),
-    st.lists(stop_strings, max_size=2).map(tuple),
-)
+
+@st.composite
+def cases(draw):
+    """(token bytes, end-of-text ids, [(step stops, answer stops), ...]): every byte alone is a token, some others are longer."""
+    letters = draw(st.sampled_from(ALPHABETS))
+    single = [bytes([byte]) for byte in letters.encode()]
+    longer = draw(st.lists(st.lists(st.sampled_from([*single, b"x"]), max_size=5).map(b"".join), max_size=6))
+    stops = st.text(letters, min_size=1, max_size=5)
+    sets = st.tuples(st.lists(stops, min_size=1, max_size=3).map(tuple), st.lists(stops, max_size=2).map(tuple))
+    vocabulary = [*single, *longer]
+    eos_ids = draw(st.lists(st.integers(0, len(vocabulary) - 1), max_size=2, unique=True))
+    return vocabulary, eos_ids, draw(st.lists(sets, min_size=1, max_size=4))
+
+
+def sequences(vocabulary):
+    return st.lists(st.integers(0, len(vocabulary) - 1), max_size=30)
 
 
 class Scanner:
@@ -58,82 +68,93 @@ def step_through(table, state, tokens):
     return seen
 
 
-@st.composite
-def cases(draw):
-    vocabulary = draw(vocabularies)
-    ids = st.integers(0, len(vocabulary) - 1)
-    eos_ids = draw(st.lists(ids, max_size=2, unique=True))
-    return vocabulary, eos_ids, draw(st.lists(ids, max_size=30))
-
-
-@settings(max_examples=300)
-@given(cases(), stop_sets)
-def test_the_table_finds_what_a_naive_scanner_finds(case, stops):
-    vocabulary, eos_ids, tokens = case
+@settings(max_examples=100)
+@given(cases(), st.data())
+def test_the_table_finds_what_a_naive_scanner_finds(case, data):
+    vocabulary, eos_ids, (stops, *_) = case
     table, scanner = StopTable(vocabulary, eos_ids), Scanner(*stops, vocabulary, eos_ids)
     start = table.start(*stops)
-    state_of = {b"": start}
-    for token, (state, kind) in zip(tokens, step_through(table.table, start, tokens)):
+    tokens = data.draw(sequences(vocabulary))
+    for token, (_, kind) in zip(tokens, step_through(table.table, start, tokens), strict=True):
         assert kind == scanner.read(token)
-        assert state_of.setdefault(scanner.begun, state) == state, "one past, two states"
-    assert len(set(state_of.values())) == len(state_of), "two pasts, one state"
+
+
+@settings(max_examples=200)
+@given(cases())
+def test_each_state_stands_for_one_past_and_moves_as_a_scanner_with_that_past(case):
+    """Every state that tokens can lead to, and every token in it: not a sample of sequences but all of them."""
+    vocabulary, eos_ids, (stops, *_) = case
+    table, scanner = StopTable(vocabulary, eos_ids), Scanner(*stops, vocabulary, eos_ids)
+    state_of = {b"": table.start(*stops)}
+    waiting = [b""]
+    while waiting:
+        past = waiting.pop()
+        for token in range(len(vocabulary)):
+            scanner.pending = past
+            kind = scanner.read(token)
+            ((state, found),) = step_through(table.table, state_of[past], [token])
+            assert found == kind
+            if scanner.begun not in state_of:
+                state_of[scanner.begun] = state
+                waiting.append(scanner.begun)
+            assert state_of[scanner.begun] == state
+    assert len(set(state_of.values())) == len(state_of)
 
 
 @settings(max_examples=100)
-@given(cases(), st.lists(stop_sets, min_size=2, max_size=4))
-def test_sets_in_one_table_do_not_disturb_each_other(case, sets):
-    """Each set behaves as in a table of its own, whatever was entered before and after it."""
-    vocabulary, eos_ids, tokens = case
+@given(cases())
+def test_sets_in_one_table_do_not_disturb_each_other(case):
+    """Each set has the rows of a table of its own, whatever was entered before and after it."""
+    vocabulary, eos_ids, sets = case
     shared = StopTable(vocabulary, eos_ids)
     for i, stops in enumerate(sets):
         before = shared.table.copy()
         start = shared.start(*stops)
+        assert start == (shared.start(*stops) if stops in sets[:i] else len(before))
         assert np.array_equal(shared.table[: len(before)], before)
-        assert start == (len(before) if stops not in sets[:i] else shared.start(*stops))
-    assert (shared.table & STATE_MASK < len(shared.table)).all()
+    assert len(shared.table) == sum(len(own_table(vocabulary, eos_ids, stops)) for stops in set(sets))
     for stops in sets:
-        alone = StopTable(vocabulary, eos_ids)
-        start, offset = alone.start(*stops), shared.start(*stops)
-        expected = [(state + offset, kind) for state, kind in step_through(alone.table, start, tokens)]
-        assert step_through(shared.table, offset, tokens) == expected
+        own, offset = own_table(vocabulary, eos_ids, stops), shared.start(*stops)
+        rows = shared.table[offset : offset + len(own)]
+        assert np.array_equal(rows & STATE_MASK, (own & STATE_MASK) + offset)
+        assert np.array_equal(rows >> KIND_SHIFT, own >> KIND_SHIFT)
 
 
-@given(cases(), stop_sets)
-def test_entering_a_set_again_adds_no_row(case, stops):
-    table = StopTable(*case[:2])
-    start, rows = table.start(*stops), len(table.table)
-    assert table.start(*stops) == start and len(table.table) == rows
-
-
-@given(cases(), stop_sets, st.data())
-def test_walking_ends_in_the_state_behind_the_tokens(case, stops, data):
-    vocabulary, eos_ids, tokens = case
+def own_table(vocabulary, eos_ids, stops):
     table = StopTable(vocabulary, eos_ids)
-    start = table.start(*stops)
+    assert table.start(*stops) == 0
+    return table.table
+
+
+@given(cases(), st.data())
+def test_walking_ends_in_the_state_behind_the_tokens(case, data):
+    vocabulary, eos_ids, sets = case
+    table = StopTable(vocabulary, eos_ids)
+    start = [table.start(*stops) for stops in sets][-1]
+    tokens = data.draw(sequences(vocabulary))
     states = [start, *(state for state, _ in step_through(table.table, start, tokens))]
     middle = data.draw(st.integers(0, len(tokens)))
     assert table.walk(start, tokens[:middle]) == states[middle]
     assert table.walk(states[middle], tokens[middle:]) == states[-1]
 
 
-@given(cases(), stop_sets)
-def test_how_text_is_cut_into_tokens_does_not_change_what_is_found(case, stops):
-    """A token does the strongest of what its bytes, given one at a time, would do."""
-    vocabulary, _, tokens = case
-    whole = Scanner(*stops, vocabulary, [])
-    text = b"".join(vocabulary[t] for t in tokens)
-    bytewise = StopTable([bytes([b]) for b in range(256)], [])
-    start = bytewise.start(*stops)
-    kinds = [kind for _, kind in step_through(bytewise.table, start, text)]
-    for token in tokens:
-        mine, kinds = kinds[: len(vocabulary[token])], kinds[len(vocabulary[token]) :]
-        assert whole.read(token) == max(mine, default=RUNNING)
+@given(cases(), st.data())
+def test_a_token_does_the_strongest_of_what_its_bytes_would_do_one_by_one(case, data):
+    vocabulary, _, (stops, *_) = case
+    tokens = data.draw(sequences(vocabulary))
+    by_token, by_byte = StopTable(vocabulary, []), StopTable([bytes([b]) for b in range(256)], [])
+    start, state = by_token.start(*stops), by_byte.start(*stops)
+    for token, (_, kind) in zip(tokens, step_through(by_token.table, start, tokens), strict=True):
+        done = step_through(by_byte.table, state, vocabulary[token])
+        state = done[-1][0] if done else state
+        assert kind == max((k for _, k in done), default=RUNNING)
 
 
 VOCABULARY = [b"\n", b"\n\n", b"a\n\nb", b"a", b"", b"\n\n\n", b"b\n", b"end", b"\xc3", b"\xa9", b"\n\nend"]
 
 
 def kinds(step, answer, tokens, eos_ids=()):
+    """What each token did."""
     table = StopTable(VOCABULARY, eos_ids)
     start = table.start(step, answer)
     return [kind for _, kind in step_through(table.table, start, [VOCABULARY.index(t) for t in tokens])]

@@ -1,5 +1,6 @@
 """PagedKV against a model of dicts and lists: whatever the moves, every branch reads exactly what was written to it."""
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 
@@ -91,7 +92,7 @@ class PagedKVMachine(RuleBasedStateMachine):
         added = self.kv.add(parents)
         assert len(set(added.tolist())) == len(parents) and not set(added.tolist()) & set(self.nodes)
         assert self.kv.num_free_pages == free_before, "a fork takes no page"
-        for node, parent in zip(added.tolist(), parents):
+        for node, parent in zip(added.tolist(), parents, strict=True):
             self.nodes[node] = Model(None if parent < 0 else parent, [])
 
     def extend(self, nodes, counts):
@@ -110,7 +111,7 @@ class PagedKVMachine(RuleBasedStateMachine):
         self.num_written += len(tokens)
         assert len(slots) == len(tokens)
         write(self.kv, slots, tokens)
-        for node, count in zip(nodes, counts):
+        for node, count in zip(nodes, counts, strict=True):
             self.nodes[node].tokens += tokens[:count]
             del tokens[:count]
 
@@ -301,7 +302,7 @@ def contexts(plan, num_queries):
     items, indptr, spans = plan.items.tolist(), plan.item_indptr.tolist(), plan.spans.tolist()
     assert len(indptr) == len(items) + 1 and indptr[0] == 0 and indptr[-1] == len(spans)
     reads = [[] for _ in range(num_queries)]
-    for (q0, q1, is_causal), begin, end in zip(items, indptr[:-1], indptr[1:]):
+    for (q0, q1, is_causal), begin, end in zip(items, indptr[:-1], indptr[1:], strict=True):
         tokens = [(page, first + i) for page, first, count in spans[begin:end] for i in range(count)]
         for query in range(q0, q1):
             hidden = q1 - 1 - query if is_causal else 0
@@ -311,18 +312,18 @@ def contexts(plan, num_queries):
 
 def check_plan(kv, leaves, counts):
     """Each query of a row reads the row's path exactly once, up to itself; its causal item is the last and the row's alone."""
-    indptr = np.concatenate([[0], np.cumsum(counts)])
+    indptr = [0, *itertools.accumulate(counts)]
     plan = kv.plan(leaves, indptr)
-    reads = contexts(plan, int(indptr[-1]))
-    for leaf, begin, end in zip(leaves, indptr[:-1].tolist(), indptr[1:].tolist()):
+    reads = contexts(plan, indptr[-1])
+    rows = list(zip(indptr[:-1], indptr[1:], strict=True))
+    for leaf, (begin, end) in zip(leaves, rows, strict=True):
         path = np.concatenate([kv.slots(n) for n in kv.path(leaf)]).tolist()
         for query in range(begin, end):
             visible = path[: len(path) - (end - 1 - query)]
             slots = [page * kv.page_size + offset for _, tokens in reads[query] for page, offset in tokens]
             assert Counter(slots) == Counter(visible)
             assert [is_causal for is_causal, _ in reads[query]] == [False] * (len(reads[query]) - 1) + [True]
-    rows = set(zip(indptr[:-1].tolist(), indptr[1:].tolist()))
-    assert [(q0, q1) for q0, q1, is_causal in plan.items.tolist() if is_causal] == sorted(rows)
+    assert [(q0, q1) for q0, q1, is_causal in plan.items.tolist() if is_causal] == rows
     return plan
 
 
@@ -349,19 +350,14 @@ def test_a_plan_covers_exactly_the_path_of_each_row(tree):
     check_plan(*tree)
 
 
-def depth_first(kv, nodes):
-    return sorted(nodes, key=lambda n: kv.path(n))
-
-
 @settings(max_examples=50)
 @given(trees())
-def test_rows_in_depth_first_order_read_each_slot_once_but_for_causal_ancestors(tree):
-    """A slot is read a second time only where an ancestor is a row itself, whose causal item is never shared."""
+def test_leaves_in_depth_first_order_read_each_slot_once(tree):
     kv, rows, counts = tree
-    rows_above = {n for leaf in rows for n in kv.path(leaf)[:-1]}
-    rows, counts = zip(*[(n, c) for n, c in zip(rows, counts) if n not in rows_above]) if rows else ((), ())
-    ordered = depth_first(kv, rows)
-    plan = check_plan(kv, ordered, [counts[rows.index(n)] for n in ordered])
+    ancestors = {n for leaf in rows for n in kv.path(leaf)[:-1]}
+    count = {n: c for n, c in zip(rows, counts, strict=True) if n not in ancestors}
+    ordered = sorted(count, key=kv.path)
+    plan = check_plan(kv, ordered, [count[n] for n in ordered])
     reads = [(page, first + i) for page, first, count in plan.spans.tolist() for i in range(count)]
     assert len(set(reads)) == len(reads)
 

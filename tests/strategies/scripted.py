@@ -7,18 +7,16 @@ A token is drawn from a hash of (seed, lineage, position) as the real engine dra
 from __future__ import annotations
 
 import hashlib
-
-import torch
+import math
 
 from tts import strategies
-from tts.moves import All, Allocate, Answer, Drop, Expand, Move, Score, Softmax, Steps, Tokens, Top
+from tts.moves import All, Allocate, Answer, Drop, Expand, Move, Score, Steps, Top
 from tts.strategies import SearchProblem
 from tts.tree import Node, Prompt
-from tts_kernels import prune
 
 END, STEP_END = 0, 1
 """Tokens that end the answer and the step; all others are text."""
-MAX_TOKENS = 40
+MAX_TOKENS = 14
 
 
 def draw(*key):
@@ -31,15 +29,22 @@ def number(*key):
 
 
 def usual(uniform, position):
-    """Steps of about three tokens, answers of one to about ten steps."""
-    if uniform < 0.06:
+    """Steps of about two tokens, answers of one to about ten steps."""
+    if uniform < 0.1:
         return END
-    return STEP_END if uniform < 0.4 else 2 + int(uniform * 97) % 7
+    return STEP_END if uniform < 0.5 else 2 + int(uniform * 97) % 7
 
 
 def solution(node):
     """The tokens of the whole path."""
     return tuple(token for step in node.path for token in step.tokens)
+
+
+def top(values, keep, total):
+    """`total` shared evenly among the `keep` best finite values, the remainder to the best; of equals the first is better."""
+    order = sorted((i for i, value in enumerate(values) if math.isfinite(value)), key=lambda i: -values[i])
+    kept = order[: max(1, min(keep, total))]
+    return [total // len(kept) + (kept.index(i) < total % len(kept)) if i in kept else 0 for i in range(len(values))]
 
 
 class ScriptedEngine:
@@ -69,8 +74,8 @@ class ScriptedEngine:
 
     def answer(self, move):
         if isinstance(move, Expand):
-            assert len(move.widths) == len(move.nodes)
-            return [self.grow(self.node(source), move) for source, width in zip(move.nodes, move.widths) for _ in range(width)]
+            pairs = zip(move.nodes, move.widths, strict=True)
+            return [self.grow(self.node(source), move) for source, width in pairs for _ in range(width)]
         if isinstance(move, Score):
             return [self.score(node, move.by) for node in move.nodes]
         if isinstance(move, Allocate):
@@ -91,8 +96,9 @@ class ScriptedEngine:
 
     def grow(self, parent, move):
         """One child: a chain of steps of which the last is given."""
-        assert not parent.is_done or move.prefix, "a branch that has ended was expanded"
+        assert not parent.is_done, "a branch that has ended was expanded"
         key = parent.key if move.temperature == 0 else self.lineage(parent)
+        assert isinstance(move.until, Steps | Answer), f"this engine does not decode until {move.until!r}"
         before, node, num_steps = list(solution(parent)), parent, 0
         while True:
             node = self.grow_step(node, before, key, move)
@@ -112,7 +118,6 @@ class ScriptedEngine:
         return number(parent.key, parent.num_path_tokens, index)
 
     def grow_step(self, parent, before, key, move):
-        assert isinstance(move.until, (Steps, Answer)) and not isinstance(move.until, Tokens)
         tokens, end = [], None
         while end is None:
             position = len(before) + len(tokens)
@@ -136,35 +141,16 @@ class ScriptedEngine:
         return node.scores[by]
 
     def allocate(self, move):
+        assert isinstance(move.rule, Top), f"this engine has no rule {move.rule!r}"
         values = [node.value() for node in move.nodes] if move.values is None else list(move.values)
         groups = [0] * len(move.nodes) if move.groups is None else list(move.groups)
         assert len(values) == len(groups) == len(move.nodes)
         names = list(dict.fromkeys(groups))
         totals = [move.total] * len(names) if isinstance(move.total, int) else list(move.total)
-        assert len(totals) == len(names)
         widths = [0] * len(move.nodes)
-        for name, total in zip(names, totals):
+        for name, total in zip(names, totals, strict=True):
             rows = [i for i, group in enumerate(groups) if group == name]
-            for row, width in zip(rows, self.share(move.rule, [values[i] for i in rows], total)):
-                widths[row] = width
+            shares = top([values[i] for i in rows], move.rule.k, total)
+            for row, share in zip(rows, shares, strict=True):
+                widths[row] = share
         return widths
-
-    def share(self, rule, values, total):
-        name, temperature, keep = "top", 1.0, total
-        if isinstance(rule, Top):
-            keep = rule.k
-        elif isinstance(rule, Softmax):
-            name, temperature = "softmax", rule.temperature
-        else:
-            name = rule.scheme
-        i32 = {"dtype": torch.int32}
-        return prune(
-            torch.tensor(values, dtype=torch.float32),
-            torch.tensor([0, len(values)], **i32),
-            torch.tensor([total], **i32),
-            torch.tensor([keep], **i32),
-            torch.tensor([number(self.seed, len(self.log))]),
-            name,
-            temperature,
-            total,
-        ).widths.tolist()

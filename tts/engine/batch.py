@@ -41,15 +41,29 @@ def forward(
     Pages must suffice (`pages_needed`). Gives T[B + sum(sizes), E], the hidden state behind every token.
     """
     chunks = [(p, n) for p, n in zip(prefills, sizes) if n]
-    slots = [kv.extend(leaves, np.ones_like(leaves))] if len(leaves) else []
-    for prefill, size in chunks:
-        slots.append(kv.slots(prefill.kv_node)[-1:] if prefill.is_reread else kv.extend([prefill.kv_node], [size]))
-    spans = [slice(p.num_done, p.num_done + n) for p, n in chunks]
-    all_tokens = np.concatenate([tokens, *(p.tokens[s] for (p, _), s in zip(chunks, spans))])
-    all_positions = np.concatenate([positions, *(p.position + np.arange(s.start, s.stop) for (p, _), s in zip(chunks, spans))])
-    counts = np.concatenate([np.ones(len(leaves), np.int64), [n for _, n in chunks]]).astype(np.int64)
-    plan = kv.plan(np.concatenate([leaves, [p.kv_node for p, _ in chunks]]).astype(np.int32), np.concatenate([[0], counts.cumsum()]))
+    counts = np.array([1] * len(leaves) + [n for _, n in chunks], np.int64)
+    kv_nodes = np.concatenate([leaves, np.array([p.kv_node for p, _ in chunks], np.int32)])
+    begins = np.concatenate([positions, np.array([p.position + p.num_done for p, _ in chunks], np.int64)])
+    offsets = counts.cumsum() - counts
+    slots = _extend(kv, kv_nodes, counts, chunks)
+    ragged_tokens = np.concatenate([tokens, *(p.tokens[p.num_done : p.num_done + n] for p, n in chunks)])
+    ragged_positions = np.repeat(begins - offsets, counts) + np.arange(int(counts.sum()))
     for prefill, size in chunks:
         prefill.num_done += size
-    on_device = (torch.from_numpy(x.astype(np.int64)).to(model.device) for x in (all_tokens, all_positions, np.concatenate(slots)))
+    plan = kv.plan(kv_nodes, np.append(offsets, counts.sum()))
+    on_device = (torch.from_numpy(x).to(model.device) for x in (ragged_tokens, ragged_positions, slots))
     return model.forward(RaggedBatch(*on_device, plan=plan, kv=kv, backend=model.backend))
+
+
+def _extend(kv: PagedKV, kv_nodes: np.ndarray, counts: np.ndarray, chunks: Sequence[tuple[Prefill, int]]) -> np.ndarray:
+    """i64[T] slots of all tokens; those that are read again have theirs already."""
+    is_reread = np.zeros(len(kv_nodes), bool)
+    is_reread[len(kv_nodes) - len(chunks) :] = [p.is_reread for p, _ in chunks]
+    if not is_reread.any():
+        return kv.extend(kv_nodes, counts)
+    slots = np.empty(int(counts.sum()), np.int64)
+    again = np.repeat(is_reread, counts)
+    if not is_reread.all():
+        slots[~again] = kv.extend(kv_nodes[~is_reread], counts[~is_reread])
+    slots[again] = [kv.slots(int(node))[-1] for node in kv_nodes[is_reread]]
+    return slots

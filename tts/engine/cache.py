@@ -14,7 +14,7 @@ from tts_kernels.pages import PagedKV
 
 @dataclass(eq=False)
 class Prefill:
-    """Tokens of a chain of nodes on their way into one KV node, in chunks; `split` at the ends when they are in."""
+    """Tokens of a chain of nodes on their way into one KV node, in chunks; it is split at the nodes' ends when they are in."""
 
     kv_node: int
     tokens: np.ndarray
@@ -26,12 +26,47 @@ class Prefill:
     num_done: int = 0
     is_reread: bool = False
     """The one token is in its slot already: it is forwarded again for its hidden state alone."""
-    last_hidden: torch.Tensor | None = None
-    """T[E], the state behind the last token of the chunk before, for readers that predict across chunks."""
+    chunk_end: torch.Tensor | None = None
+    """T[E], the state behind the last chunk, where a reader needs it to predict the first token of the next."""
 
     @property
     def num_left(self) -> int:
         return len(self.tokens) - self.num_done
+
+
+class HiddenStates:
+    """The last hidden states of nodes, rows of one tensor so that many are kept or read by one index operation."""
+
+    def __init__(self, width: int, dtype: torch.dtype, device: torch.device):
+        self._rows = torch.empty(64, width, dtype=dtype, device=device)
+        self._index: dict[Node, int] = {}
+        self._free = list(range(63, -1, -1))
+
+    def __contains__(self, node: Node) -> bool:
+        return node in self._index
+
+    def keep(self, nodes: Sequence[Node], states: torch.Tensor) -> None:
+        """Keep `states` T[len(nodes), E]."""
+        for node in nodes:
+            if node not in self._index:
+                if not self._free:
+                    self._grow()
+                self._index[node] = self._free.pop()
+        self._rows[[self._index[node] for node in nodes]] = states
+
+    def read(self, nodes: Sequence[Node]) -> torch.Tensor:
+        """T[len(nodes), E]; every node must be kept."""
+        return self._rows[[self._index[node] for node in nodes]]
+
+    def drop(self, node: Node) -> None:
+        row = self._index.pop(node, None)
+        if row is not None:
+            self._free.append(row)
+
+    def _grow(self) -> None:
+        have = len(self._rows)
+        self._free += range(2 * have - 1, have - 1, -1)
+        self._rows = torch.cat([self._rows, torch.empty_like(self._rows)])
 
 
 class TreeCache:
@@ -41,11 +76,12 @@ class TreeCache:
     *complete* when all of its node's tokens are in pages; a freshly drawn node lacks its last one, which was never forwarded.
     """
 
-    def __init__(self, kv: PagedKV, tokens_of: Callable[[Node], Sequence[int]]):
-        self.kv, self.tokens_of = kv, tokens_of
+    def __init__(self, kv: PagedKV, tokens_of: Callable[[Node], Sequence[int]], hidden: HiddenStates):
+        self.kv, self.tokens_of, self.hidden = kv, tokens_of, hidden
         self._entries: dict[Node, int] = {}  # in order of last use
-        self._hidden: dict[Node, torch.Tensor] = {}
+        self._complete: set[Node] = set()
         self._num_read: dict[Node, int] = {}  # tokens of the node that were ever forwarded
+        self._ends: dict[Node, int] = {}  # position behind the node's last token
         self._filling: set[Node] = set()
 
     def solid(self, node: Node | None) -> Node | None:
@@ -55,28 +91,24 @@ class TreeCache:
         return node
 
     def is_complete(self, node: Node) -> bool:
-        kv_node = self._entries.get(node)
-        return kv_node is not None and self.kv.length(kv_node) == len(self.tokens_of(node))
+        return node in self._complete
 
     def is_ready(self, node: Node) -> bool:
         """Whether children can be drawn from `node`: its KV is complete and its last hidden state kept."""
-        return node in self._hidden and self.is_complete(node)
+        return node in self._complete and node in self.hidden
 
-    def hidden(self, node: Node) -> torch.Tensor:
-        return self._hidden[node]
-
-    def keep_hidden(self, node: Node, hidden: torch.Tensor) -> None:
-        self._hidden[node] = hidden
-
-    def fork(self, node: Node) -> int:
-        """A new, empty KV node under a complete `node`; the caller owns it."""
-        self._touch(node)
-        return int(self.kv.add([self._entries[node]])[0])
+    def fork(self, nodes: Sequence[Node]) -> np.ndarray:
+        """A new, empty KV node under each of these complete nodes (repeats allowed); i32, owned by the caller."""
+        for node in dict.fromkeys(nodes):
+            self._touch(node)
+        return self.kv.add([self._entries[node] for node in nodes])
 
     def enter(self, node: Node, kv_node: int) -> None:
-        """Take over the caller's reference on `kv_node` as the KV of a node that was just decoded into it."""
+        """Take over the caller's reference on `kv_node` as the KV of a node that was decoded into it."""
         self._entries[node] = kv_node
-        self._num_read[node] = self.kv.length(kv_node)
+        self._num_read[node] = length = self.kv.length(kv_node)
+        if length == len(self.tokens_of(node)):
+            self._complete.add(node)
 
     def enter_chain(self, nodes: Sequence[Node], kv_node: int) -> None:
         """`enter` for a chain of nodes decoded into one KV node, which is split at their ends."""
@@ -89,48 +121,41 @@ class TreeCache:
             self.enter(node, self.kv.split(kv_node, length))
         self.kv.release(kv_node)
 
-    def begin(self, node: Node) -> Prefill | None:
-        """Start to fill `node` and those of its ancestors that lack tokens; None while another prefill is at one of them.
+    def begin(self, nodes: Iterable[Node], budget: int) -> list[Prefill | None]:
+        """Start to fill `nodes`, in order, until `budget` tokens are under way; nodes behind that are left out.
 
-        `node` must be solid and not ready. If its KV is complete, only its last token is forwarded again, for the hidden state.
+        A node is filled together with those of its ancestors that lack tokens. None stands for a node that another prefill is
+        at, or at one of its ancestors. Nodes must be solid and not ready; if a node's KV is complete, its last token is
+        forwarded again, for the hidden state.
         """
-        missing = self._missing(node)
-        if not self._filling.isdisjoint(missing):
-            return None
-        if not missing:
-            return self._begin_reread(node)
-        first, above = missing[0], self.solid(missing[0].parent)
-        have = 0
-        if first in self._entries:
-            kv_node = self._entries.pop(first)
-            have = self.kv.length(kv_node)
-        else:
-            kv_node = int(self.kv.add([self._entries[above] if above else -1])[0])
-        if above is not None:
-            self._touch(above)
-        self._filling.update(missing)
-        tokens = np.concatenate([np.asarray(self.tokens_of(n), np.int64) for n in missing])[have:]
-        ends = np.cumsum([len(self.tokens_of(n)) for n in missing]) - have
-        position = sum(len(self.tokens_of(n)) for n in self._lineage(above)) + have
-        return Prefill(kv_node, tokens, position, missing, ends.tolist())
+        started: list[Prefill | None] = []
+        opened: list[tuple[Prefill, int]] = []
+        for node in nodes:
+            if budget <= 0:
+                break
+            missing = self._missing(node)
+            if not self._filling.isdisjoint(missing) or (not missing and node in self._filling):
+                started.append(None)
+                continue
+            prefill = self._make_prefill(missing) if missing else self._make_reread(node)
+            if prefill.kv_node < 0:
+                above = self.solid(missing[0].parent)
+                if above is not None:
+                    self._touch(above)
+                opened.append((prefill, self._entries[above] if above else -1))
+            started.append(prefill)
+            budget -= prefill.num_left
+        for (prefill, _), kv_node in zip(opened, self.kv.add([above for _, above in opened]) if opened else ()):
+            prefill.kv_node = int(kv_node)
+        return started
 
-    def _begin_reread(self, node: Node) -> Prefill:
-        self._touch(node)
-        self.kv.retain(self._entries[node])
-        self._filling.add(node)
-        last = np.asarray(self.tokens_of(node)[-1:], np.int64)
-        position = sum(len(self.tokens_of(n)) for n in self._lineage(node)) - 1
-        return Prefill(self._entries[node], last, position, [node], [1], is_reread=True)
-
-    def finish(self, prefill: Prefill, hidden: torch.Tensor) -> int:
-        """Enter a prefill whose tokens are all in; `hidden` T[E] is the last one's state. Gives how many were read again."""
+    def finish(self, prefill: Prefill) -> int:
+        """Enter a prefill whose tokens are all in. Gives how many of them were read again; keeping hidden states is the caller's."""
         self._filling.difference_update(prefill.nodes)
-        self._hidden[prefill.nodes[-1]] = hidden
         if prefill.is_reread:
             self.kv.release(prefill.kv_node)
             return 1
-        new = 0
-        begin = 0
+        new = begin = 0
         for node, end in zip(prefill.nodes, prefill.ends):
             total = len(self.tokens_of(node))
             # Tokens [total - (end - begin), total) of the node were in this prefill.
@@ -170,34 +195,52 @@ class TreeCache:
             self._release(node)
 
     def forget(self, nodes: Iterable[Node]) -> None:
-        """Release all KV of a problem that is over, and the memory that its tokens were ever read."""
+        """Release all KV of a problem that is over, and what was remembered of its nodes."""
         for node in nodes:
             self._release(node)
             self._num_read.pop(node, None)
+            self._ends.pop(node, None)
 
     def _release(self, node: Node) -> None:
+        self.hidden.drop(node)
+        self._complete.discard(node)
         kv_node = self._entries.pop(node, None)
-        self._hidden.pop(node, None)
         if kv_node is not None:
             self.kv.release(kv_node)
+
+    def _make_prefill(self, missing: list[Node]) -> Prefill:
+        """A prefill of all tokens that a chain lacks; its KV node is the first one's own if that has one, else -1 for now."""
+        kv_node = self._entries.pop(missing[0], -1)
+        have = self.kv.length(kv_node) if kv_node >= 0 else 0
+        self._filling.update(missing)
+        lengths = [len(self.tokens_of(node)) for node in missing]
+        tokens = np.array([t for node in missing for t in self.tokens_of(node)][have:], np.int64)
+        ends = [sum(lengths[: i + 1]) - have for i in range(len(lengths))]
+        return Prefill(kv_node, tokens, self._end(missing[-1]) - len(tokens), missing, ends)
+
+    def _make_reread(self, node: Node) -> Prefill:
+        self._touch(node)
+        self.kv.retain(self._entries[node])
+        self._filling.add(node)
+        last = np.array(self.tokens_of(node)[-1:], np.int64)
+        return Prefill(self._entries[node], last, self._end(node) - 1, [node], [1], is_reread=True)
 
     def _touch(self, node: Node) -> None:
         self._entries[node] = self._entries.pop(node)
 
-    def _missing(self, node: Node) -> list[Node]:
-        """The nodes from below the deepest complete one to `node`."""
+    def _missing(self, node: Node | None) -> list[Node]:
+        """The nodes with tokens from below the deepest complete one to `node`."""
         found: list[Node] = []
-        for n in reversed(self._lineage(node)):
-            if self.is_complete(n):
-                break
-            found.append(n)
-        return found[::-1]
-
-    def _lineage(self, node: Node | None) -> list[Node]:
-        """The nodes with tokens from the root to `node`."""
-        found: list[Node] = []
-        while node is not None:
+        while node is not None and node not in self._complete:
             if len(self.tokens_of(node)):
                 found.append(node)
             node = node.parent
         return found[::-1]
+
+    def _end(self, node: Node | None) -> int:
+        """Tokens from the root's first to the node's last, in this model's vocabulary."""
+        if node is None:
+            return 0
+        if node not in self._ends:
+            self._ends[node] = self._end(node.parent) + len(self.tokens_of(node))
+        return self._ends[node]

@@ -16,7 +16,7 @@ import torch
 
 import tts_kernels
 from tts.engine import batch
-from tts.engine.cache import Prefill, TreeCache
+from tts.engine.cache import HiddenStates, Prefill, TreeCache
 from tts.engine.model import Model
 from tts.engine.rows import Recipe, Row, Rows
 from tts.engine.sampling import Sampling, child_key, root_key
@@ -100,7 +100,8 @@ class Policy:
             raise ValueError(f"need 1 <= max_rows <= max_batch_tokens, got {max_rows=} {max_batch_tokens=}")
         self.model, self.max_batch_tokens = model, max_batch_tokens
         self.kv = model.make_kv(num_pages, page_size)
-        self.cache = TreeCache(self.kv, lambda node: node.tokens)
+        hidden = HiddenStates(model.config.hidden_size, model.dtype, model.device)
+        self.cache = TreeCache(self.kv, lambda node: node.tokens, hidden)
         self.rows = Rows(max_rows)
         self.token_bytes = model.token_bytes()
         self.stops = StopTable(self.token_bytes, model.eos_ids)
@@ -122,11 +123,13 @@ class Policy:
 
     def check(self, session: Session, prompt: Prompt) -> None:
         """Raise `ValueError` where a problem cannot be run: its prompt and the longest answer must fit the model and the pool."""
-        length = len(self._encode(session, prompt)) + session.max_tokens
-        if length > self.model.max_length:
+        num_prompt = len(self._encode(session, prompt))
+        length, window = num_prompt + session.max_tokens, self.model.max_length
+        if length > window:
+            cure = f"lower max_tokens to {window - num_prompt}" if num_prompt < window else "shorten the problem"
             raise ValueError(
-                f"problem {session.id!r}: prompt and max_tokens are {length} tokens, the model's window is {self.model.max_length}: "
-                f"lower max_tokens by {length - self.model.max_length}"
+                f"problem {session.id!r}: its prompt has {num_prompt} tokens, with max_tokens {session.max_tokens} that is more than "
+                f"the model's window of {window}: {cure}"
             )
         needed = -(-length // self.kv.page_size) + 1
         if needed > self.kv.num_pages:
@@ -265,6 +268,7 @@ class Policy:
         """Start the prefills that the oldest groups wait for, as many as a pass can use."""
         budget = self.max_batch_tokens - sum(j.prefill.num_left for j in self._jobs) - len(self.rows)
         room = self.rows.num_free - sum(j.row is not None for j in self._jobs)
+        wanted: list[Group] = []
         for group in list(self._groups):
             if budget <= 0 or room <= 0:
                 break
@@ -272,19 +276,19 @@ class Policy:
             room -= len(group.rows)
             if group.goes_on and self.cache.is_complete(parent):
                 budget -= self._resume(group, parent, len(group.rows) + min(room, 0))
-                continue
-            if self.cache.is_ready(parent):
-                continue
-            prefill = self.cache.begin(parent)
-            if prefill is not None:
-                self._start(Job(group.age, group.session, prefill))
-                budget -= prefill.num_left
+            elif not self.cache.is_ready(parent):
+                wanted.append(group)
+        if wanted and budget > 0:
+            parents = [self.cache.solid(group.parent) for group in wanted]
+            for group, prefill in zip(wanted, self.cache.begin(parents, budget)):
+                if prefill is not None:
+                    self._start(Job(group.age, group.session, prefill))
 
     def _resume(self, group: Group, parent: Node, count: int) -> int:
         """Start the prefill of the tokens that the group's first `count` rows already have; gives their number."""
         rows, group.rows = group.rows[:count], group.rows[count:]
-        for row in rows:
-            prefill = Prefill(self.cache.fork(parent), np.array(row.tokens, np.int64), row.parent.num_path_tokens)
+        for row, kv_node in zip(rows, self.cache.fork([parent] * len(rows)).tolist()):
+            prefill = Prefill(kv_node, np.array(row.tokens, np.int64), row.parent.num_path_tokens)
             self._start(Job(group.age, group.session, prefill, row))
         if not group.rows:
             self._groups.remove(group)
@@ -305,17 +309,22 @@ class Policy:
         )
         self.num_passes += 1
         resumed = []
+        parents: list[tuple[Node, int]] = []
         end = len(active)
         for job, size in zip(list(self._jobs), sizes):
             end += size
-            if job.prefill.num_left == 0:
-                self._jobs.remove(job)
-                if job.row is None:
-                    job.session.meter.reprefilled_tokens += self.cache.finish(job.prefill, hidden[end - 1].clone())
-                else:
-                    # Its forced tokens are new, and so is the last one it drew; the others were read before.
-                    job.session.meter.reprefilled_tokens += max(0, len(job.row.tokens) - len(job.row.recipe.forced) - 1)
-                    resumed.append((job.row, job.prefill.kv_node, hidden[end - 1]))
+            if job.prefill.num_left:
+                continue
+            self._jobs.remove(job)
+            if job.row is None:
+                job.session.meter.reprefilled_tokens += self.cache.finish(job.prefill)
+                parents.append((job.prefill.nodes[-1], end - 1))
+            else:
+                # Its forced tokens are new, and so is the last one it drew; the others were read before.
+                job.session.meter.reprefilled_tokens += max(0, len(job.row.tokens) - len(job.row.recipe.forced) - 1)
+                resumed.append((job.row, job.prefill.kv_node, hidden[end - 1]))
+        if parents:
+            self.cache.hidden.keep([node for node, _ in parents], hidden[[row for _, row in parents]])
         return hidden[: len(active)], resumed
 
     def _make_room(self) -> list[int]:
@@ -360,24 +369,25 @@ class Policy:
     def _draw(self, hidden: torch.Tensor | None, resumed: list[tuple[Row, int, torch.Tensor]]) -> None:
         """One token for every row: those forwarded, those that came back, and the children of nodes that are ready."""
         active = self.rows.active
-        states, source = [hidden] if len(active) else [], list(range(len(active)))
-        fresh, leaves = [row for row, *_ in resumed], [kv_node for _, kv_node, _ in resumed]
-        states += [state[None] for *_, state in resumed]
-        source += range(len(active), len(active) + len(resumed))
-        for group, rows in self._take_ready(self.rows.num_free - len(fresh) - sum(job.row is not None for job in self._jobs)):
-            parent = self.cache.solid(group.parent)
-            source += [max(source, default=-1) + 1] * len(rows)
-            states.append(self.cache.hidden(parent)[None])
-            leaves += [self.cache.fork(parent) for _ in rows]
-            fresh += rows
+        fresh, leaves = [row for row, *_ in resumed], [np.array([kv_node for _, kv_node, _ in resumed], np.int32)]
+        states = ([hidden] if len(active) else []) + [state[None] for *_, state in resumed]
+        source = list(range(len(active) + len(resumed)))
+        ready = self._take_ready(self.rows.num_free - len(fresh) - sum(job.row is not None for job in self._jobs))
+        if ready:
+            parents = [self.cache.solid(parent) for parent, _ in ready]
+            states.append(self.cache.hidden.read(parents))
+            first = len(source)
+            source += [first + i for i, (_, rows) in enumerate(ready) for _ in rows]
+            leaves.append(self.cache.fork([p for p, (_, rows) in zip(parents, ready) for _ in rows]))
+            fresh += [row for _, rows in ready for row in rows]
         if not source:
             return
-        slots = np.concatenate([active, self.rows.enter(fresh, np.array(leaves, np.int32)) if fresh else active[:0]])
+        slots = np.concatenate([active, self.rows.enter(fresh, np.concatenate(leaves)) if fresh else active[:0]])
         self._sample(torch.cat(states), np.array(source, np.int32), slots)
         self._end_rows(slots)
 
-    def _take_ready(self, room: int) -> list[tuple[Group, list[Row]]]:
-        """Take rows from the groups whose parents are ready, oldest first, at most `room`."""
+    def _take_ready(self, room: int) -> list[tuple[Node, list[Row]]]:
+        """Take rows from the groups whose parents are ready, oldest first, at most `room`; by parent."""
         taken = []
         for group in list(self._groups):
             if room <= 0:
@@ -386,11 +396,11 @@ class Policy:
             if group.goes_on or not self.cache.is_ready(parent):
                 continue
             for ticket, index in group.embeds:
-                self._put(ticket, index, self.cache.hidden(parent).float().cpu().numpy())
+                self._put(ticket, index, self.cache.hidden.read([parent])[0].float().cpu().numpy())
             rows, group.rows, group.embeds = group.rows[:room], group.rows[room:], []
             room -= len(rows)
             if rows:
-                taken.append((group, rows))
+                taken.append((group.parent, rows))
             if not group.rows:
                 self._groups.remove(group)
         return taken

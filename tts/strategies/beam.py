@@ -33,6 +33,8 @@ def beam(problem: SearchProblem, p: Beam, value: Callable[[list[Node]], Generato
             break
         values = (yield from value(live)) if value else [x.value(p.prune_agg) for x in live]
         widths = yield Allocate(live, Top(ceil(width / expand)), width, values)
+        if not any(widths):  # no live beam has a valid value: they are returned as they are
+            break
         yield Drop([x for x, w in zip(live, widths) if not w])
         live = yield Expand(live, widths)
     return done + live

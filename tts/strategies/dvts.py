@@ -34,6 +34,8 @@ def dvts(problem: SearchProblem, p: DVTS) -> Moves:
         groups = [tree[x] for x in live]
         totals = [room[t] for t in dict.fromkeys(groups)]
         widths = yield Allocate(live, Top(1), totals, [x.value(p.prune_agg) for x in live], groups)
+        grown = {t for t, w in zip(groups, widths) if w}
+        done += [x for x in live if tree[x] not in grown]  # no valid value in their subtree: they are returned as they are
         yield Drop([x for x, w in zip(live, widths) if not w])
         live = yield Expand(live, widths)
         tree.update((x, tree[x.parent]) for x in live)

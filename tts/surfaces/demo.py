@@ -41,7 +41,7 @@ def run(console: Console, errors: Console, limit: int, seed: int) -> list[dict[s
         for rule in ("majority", "max", "weighted"):
             rows += [_row(rule, n, evaluate(_first(sampled, n, rule, solver), solver.task)) for n in WIDTHS]
         for name in ("beam", "dvts"):
-            for n in WIDTHS[1:]:
+            for n in WIDTHS:
                 rows.append(_row(name, n, evaluate(collect(f"{name} {n}", solver.solve_each(problems, name, n=n, seed=seed)), solver.task)))
         alone = collect("verifier as solver", judge.solve_each(problems, "best_of_n", n=1, temperature=0.0, seed=seed))
         rows.append(_row("verifier used as solver", 1, evaluate(alone, judge.task)))

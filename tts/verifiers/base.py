@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from tts.meter import Meter
@@ -32,8 +32,11 @@ class Verifier(Protocol):
         """Ask for the scores of the last steps of `nodes`; a chain's nodes come in one call."""
         ...
 
-    def step(self) -> list[tuple[Node, float]]:
-        """Work for one pass; gives the scores that are ready. NaN is an invalid score: recorded, never selected."""
+    def step(self) -> list[tuple[Node, float | Exception]]:
+        """Work for one pass; gives the scores that are ready. NaN is an invalid score: recorded, never selected.
+
+        An exception in a score's place ends the search of that node's problem, and of no other.
+        """
         ...
 
     def close(self, nodes: Sequence[Node]) -> None:
@@ -61,7 +64,7 @@ class Function:
     def submit(self, question: str, nodes: Sequence[Node], meter: Meter) -> None:
         self._queue += [(question, node) for node in nodes]
 
-    def step(self) -> list[tuple[Node, float]]:
+    def step(self) -> list[tuple[Node, float | Exception]]:
         queue, self._queue = self._queue, []
         return [(node, self._score(question, [n.text for n in node.path])) for question, node in queue]
 
@@ -69,11 +72,11 @@ class Function:
         gone = set(nodes)
         self._queue = [(question, node) for question, node in self._queue if node not in gone]
 
-    def _score(self, question: str, steps: list[str]) -> float:
-        scores = self._function(question, steps)
-        if not isinstance(scores, Iterable):
-            raise TypeError(f"verifier {self.name!r} must return one score a step, got {scores!r}")
-        scores = list(scores)
+    def _score(self, question: str, steps: list[str]) -> float | Exception:
+        try:
+            scores = list(self._function(question, steps))
+        except Exception as error:  # the user's mistake belongs to the problem on which it happened
+            return error
         if len(scores) != len(steps) or not isinstance(scores[-1], (int, float)):
             return math.nan
         return float(scores[-1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from tts.engine.model import Model
@@ -64,17 +65,14 @@ class Likelihood:
                 self._reader.read(node, meter)
 
     def step(self) -> list[tuple[Node, float]]:
-        passages, _ = self._reader.step()
-        if not passages:
-            return self._settle_empty()
-        self._read_logprobs(passages)
-        done = []
-        for passage in passages:
-            passage.prefill.last_hidden = passage.hidden[-1].clone()
-            for node, hidden in passage.ends():
-                self._reader.cache.keep_hidden(node, hidden.clone())
-                if node in self._wanted:
-                    done.append(self._settle(node))
+        hidden, passages = self._reader.step()
+        self._read_logprobs(hidden, passages)
+        ends = [pair for passage in passages for pair in passage.ends()]
+        if ends:
+            self._reader.cache.hidden.keep([node for node, _ in ends], hidden[[row for _, row in ends]])
+        self._keep_chunk_ends(hidden, passages)
+        # A chain's nodes settle parents first: each continues its parent's sum.
+        done = [self._settle(node) for node, _ in sorted(ends, key=lambda pair: pair[0].depth) if node in self._wanted]
         return done + self._settle_empty()
 
     def close(self, nodes: Sequence[Node]) -> None:
@@ -99,36 +97,51 @@ class Likelihood:
         empty = [node for node in self._wanted if not len(node.tokens) and (node.parent in self._total or node.parent.parent is None)]
         return [self._settle(node) for node in sorted(empty, key=lambda n: n.order)]
 
-    def _read_logprobs(self, passages: list[Passage]) -> None:
-        """Collect log p(token | tokens before it) for the tokens of wanted nodes."""
-        states, targets, owners = [], [], []
+    def _read_logprobs(self, hidden: torch.Tensor, passages: list[Passage]) -> None:
+        """Collect log p(token | tokens before it) for the tokens of wanted nodes.
+
+        A token is predicted by the state one row above it; the first of a passage by the state that `_state_before` names.
+        """
+        rows, targets, owners, first, num_targets = [], [], [], [], 0
         for passage in passages:
-            prefill, begin = passage.prefill, passage.begin
             node_begin = 0
-            for node, end in zip(prefill.nodes, prefill.ends):
-                first, last = max(node_begin, begin), min(end, begin + len(passage.hidden))
+            for node, end in zip(passage.prefill.nodes, passage.prefill.ends):
+                begin, until = max(node_begin, passage.begin), min(end, passage.end)
                 node_begin = end
-                if node not in self._wanted or first >= last:
+                if node not in self._wanted or begin >= until:
                     continue
-                if first == begin:
-                    states.append(self._state_before(passage, node)[None])
-                    states.append(passage.hidden[: last - 1 - begin])
-                else:
-                    states.append(passage.hidden[first - 1 - begin : last - 1 - begin])
-                targets.append(torch.as_tensor(prefill.tokens[first:last]))
-                owners.append((node, last - first))
+                shift = passage.first_row - passage.begin
+                rows.append(np.arange(begin - 1 + shift, until - 1 + shift))
+                if begin == passage.begin:
+                    first.append((num_targets, passage, node))
+                targets.append(passage.prefill.tokens[begin:until])
+                owners.append((node, until - begin))
+                num_targets += until - begin
         if not owners:
             return
-        logprobs = self._gather(torch.cat(states), torch.cat(targets).to(self.model.device)).tolist()
+        index = np.concatenate(rows)
+        states = hidden[torch.from_numpy(np.maximum(index, 0))]
+        if first:
+            states[[at for at, _, _ in first]] = self._states_before([(passage, node) for _, passage, node in first])
+        logprobs = self._gather(states, torch.from_numpy(np.concatenate(targets)).to(self.model.device)).tolist()
         offset = 0
         for node, count in owners:
             self._tokens.setdefault(node, []).extend(logprobs[offset : offset + count])
             offset += count
 
-    def _state_before(self, passage: Passage, node: Node) -> torch.Tensor:
-        """The hidden state that predicts the first token of a passage: of the chunk before it, or of the node above."""
+    def _states_before(self, firsts: list[tuple[Passage, Node]]) -> torch.Tensor:
+        """The states that predict the first tokens of passages: of the chunk before it, or of the node above."""
         cache = self._reader.cache
-        return passage.prefill.last_hidden if passage.begin else cache.hidden(cache.solid(node.parent))
+        states = [p.prefill.chunk_end[None] if p.begin else None for p, _ in firsts]
+        above = [cache.solid(node.parent) for (p, node), state in zip(firsts, states) if state is None]
+        kept = iter(cache.hidden.read(above).split(1)) if above else iter(())
+        return torch.cat([next(kept) if state is None else state for state in states])
+
+    def _keep_chunk_ends(self, hidden: torch.Tensor, passages: list[Passage]) -> None:
+        """Keep the state behind an unfinished prefill's last token: it predicts the first one of the next chunk."""
+        for passage in passages:
+            if passage.prefill.num_left:
+                passage.prefill.chunk_end = hidden[passage.first_row + passage.end - passage.begin - 1].clone()
 
     def _gather(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         rows = max(1, LOGIT_BYTES // (4 * self.model.config.vocab_size))

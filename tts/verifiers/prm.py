@@ -111,9 +111,12 @@ class PRM:
                 self._reader.read(node, meter)
 
     def step(self) -> list[tuple[Node, float]]:
-        passages, _ = self._reader.step()
-        ends = [(node, hidden) for passage in passages for node, hidden in passage.ends() if node in self._wanted]
-        return self._score(ends) if ends else []
+        hidden, passages = self._reader.step()
+        ends = [pair for passage in passages for pair in passage.ends()]
+        if ends:
+            self._reader.cache.hidden.keep([node for node, _ in ends], hidden[[row for _, row in ends]])
+        wanted = [(node, row) for node, row in ends if node in self._wanted]
+        return self._score([node for node, _ in wanted], hidden[[row for _, row in wanted]]) if wanted else []
 
     def close(self, nodes: Sequence[Node]) -> None:
         known = [node for node in nodes if node in self._tokens]
@@ -122,16 +125,11 @@ class PRM:
         for node in known:
             del self._tokens[node]
 
-    def _score(self, ends: list[tuple[Node, torch.Tensor]]) -> list[tuple[Node, float]]:
-        self._wanted.difference_update(node for node, _ in ends)
+    def _score(self, nodes: list[Node], states: torch.Tensor) -> list[tuple[Node, float]]:
+        self._wanted.difference_update(nodes)
+        before = _FIRST.to(self.model.device).expand(len(nodes), 4)
         with torch.inference_mode():
             scored = tts_kernels.score(
-                torch.stack([hidden for _, hidden in ends]),
-                self._head,
-                self._bias,
-                _FIRST.to(self.model.device).expand(len(ends), 4),
-                self.family.label,
-                self.family.activation,
-                backend=self.model.backend,
+                states, self._head, self._bias, before, self.family.label, self.family.activation, backend=self.model.backend
             )
-        return [(node, value) for (node, _), value in zip(ends, scored.out.tolist())]
+        return list(zip(nodes, scored.out.tolist()))

@@ -37,7 +37,7 @@ class Recipe:
     layers: int
     tokens: int
     """Training tokens, questions included."""
-    batch_tokens: int = 2048
+    batch_tokens: int = 1024
     learning_rate: float = 5e-3
     warmup: float = 0.03
     """Share of the updates in which the learning rate rises; then it falls to zero along a cosine."""
@@ -45,7 +45,7 @@ class Recipe:
 
 
 RECIPES = {
-    "S": Recipe(hidden=48, intermediate=112, heads=3, layers=2, tokens=5_000_000),
+    "S": Recipe(hidden=48, intermediate=112, heads=3, layers=2, tokens=4_500_000),
     "M": Recipe(hidden=64, intermediate=176, heads=4, layers=2, tokens=10_000_000),
 }
 
@@ -90,7 +90,7 @@ def batches(recipe: Recipe, seed: int) -> Iterator[tuple[torch.Tensor, int]]:
     rng = random.Random(f"chain training {seed}")
     token_of = {character: i for i, character in enumerate([PAD, *ALPHABET])}
     while True:
-        [steps] = rng.choices(range(1, MAX_STEPS + 1), weights=range(1, MAX_STEPS + 1))
+        steps = rng.randint(1, MAX_STEPS)
         num_rows = recipe.batch_tokens // (12 * steps + 12)  # 3 + 9 characters a step, 4 + 8 around them
         questions = [sample(rng, steps, training=True) for _ in range(num_rows)]
         ids = torch.tensor([[token_of[c] for c in question + solve(question)] for question in questions])

@@ -1,0 +1,391 @@
+"""Inputs of every op with what must come out: one place, walked by the conformance test.
+
+`expected` is computed here in float64 from the definition, never by a backend. A tolerance is absolute; 0 means the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from trees import Tree, dense_attention, depth_first_leaves, filled_pool, i32, random_tree
+
+from tts_kernels.attend import plan
+
+F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
+HALVES_TOO = (F32, F16, BF16)
+
+
+@dataclass
+class Case:
+    inputs: tuple
+    expected: dict[str, tuple[torch.Tensor, float]]
+    """Per output, or input that is written: the value and the largest error."""
+
+
+@dataclass(frozen=True)
+class Family:
+    name: str
+    cases: dict[str, Callable[[torch.dtype], Case]]
+    dtypes: tuple[torch.dtype, ...] = (F32,)
+
+
+FAMILIES: dict[str, Family] = {}
+
+
+def family(name: str, dtypes=(F32,)):
+    """Register the cases that the decorated function yields as (name, maker of a Case from a dtype)."""
+
+    def declare(make: Callable[[], Iterator[tuple[str, Callable[[torch.dtype], Case]]]]):
+        FAMILIES[name] = Family(name, {case: cache(maker) for case, maker in make()}, dtypes)
+        return make
+
+    return declare
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def allowance(exact: torch.Tensor, plain: torch.Tensor) -> float:
+    """Twice the error of plain PyTorch of the same dtype, and one rounding of the largest value."""
+    finite = exact.isfinite()
+    if not finite.any():
+        return 0.0
+    error = (plain.double() - exact)[finite].abs().max()
+    return float(2 * error + torch.finfo(plain.dtype).eps * exact[finite].abs().max())
+
+
+def normal(shape, dtype, seed=0) -> torch.Tensor:
+    return torch.randn(shape, generator=generator(seed)).to(dtype)
+
+
+@family("linear", HALVES_TOO)
+def linear_cases():
+    shapes = [(0, 3, 5), (3, 0, 5), (3, 5, 0), (1, 1, 1), (1, 64, 48), (7, 13, 31), (16, 48, 129), (131, 65, 300)]
+    for (m, n, k), has_bias in ((shape, has_bias) for shape in shapes for has_bias in (False, True)):
+
+        def make(dtype, m=m, n=n, k=k, has_bias=has_bias):
+            x, weight, bias = normal((m, k), dtype), normal((n, k), dtype, 1), normal(n, dtype, 2) if has_bias else None
+            exact = x.double() @ weight.double().T + (bias.double() if has_bias else 0)
+            plain = torch.nn.functional.linear(x, weight, bias) if k else exact.to(dtype)
+            return Case((x, weight, bias), {"out": (exact, allowance(exact, plain))})
+
+        yield f"{m}x{n}x{k}{'+bias' if has_bias else ''}", make
+
+
+@family("append", HALVES_TOO)
+def append_cases():
+    for tokens, heads, dim in ((0, 1, 16), (1, 1, 8), (7, 2, 40), (13, 3, 16), (61, 7, 80)):
+
+        def make(dtype, tokens=tokens, heads=heads, dim=dim):
+            pool = torch.full((11, 2, 2, heads, 7, dim), float("nan"), dtype=dtype)
+            k, v = normal((tokens, heads, dim), dtype), normal((tokens, heads, dim), dtype, 1)
+            slots = torch.randperm(11 * 7, generator=generator())[:tokens]
+            after = pool.clone()
+            for i, slot in enumerate(slots.tolist()):
+                after[slot // 7, 1, 0, :, slot % 7], after[slot // 7, 1, 1, :, slot % 7] = k[i], v[i]
+            return Case((k, v, pool, slots, 1), {"pool": (after, 0.0)})
+
+        yield f"{tokens}x{heads}x{dim}", make
+
+
+def attention_case(dtype, tree: Tree, leaves, counts, num_heads, num_kv_heads, dim, layer=1):
+    indptr = [0, *np.cumsum(counts).tolist()]
+    pool = filled_pool(tree, 2, num_kv_heads, dim, dtype, generator())
+    q = normal((indptr[-1], num_heads, dim), dtype, 3)
+    contexts = [
+        tree.context(leaf)[: len(tree.context(leaf)) - left] for leaf, n in zip(leaves, counts) for left in range(n)[::-1]
+    ]
+    made = plan(*tree.plan_inputs(leaves, indptr), backend="reference")
+    items, spans = made.needed.tolist()
+    scale = dim**-0.5
+    exact, lse = dense_attention(q, pool, contexts, layer, scale)
+    plain, plain_lse = dense_attention(q, pool, contexts, layer, scale, dtype)
+    inputs = (q, pool, made.spans[:spans], made.item_indptr[: items + 1], made.items[:items], layer, scale)
+    # lse is float32 for all dtypes, so it is held to float32's error.
+    _, float_lse = dense_attention(q, pool, contexts, layer, scale, torch.float32)
+    return Case(inputs, {"out": (exact, allowance(exact, plain)), "lse": (lse, allowance(lse, float_lse) + 1e-6)})
+
+
+@family("attend", HALVES_TOO)
+def attend_cases():
+    heads = [(3, 3, 16), (4, 1, 16), (7, 1, 40), (14, 2, 64), (8, 1, 80), (8, 2, 96), (4, 4, 128), (8, 1, 256), (2, 2, 8)]
+    for i, (num_heads, num_kv_heads, dim) in enumerate(heads):
+
+        def make(dtype, i=i, num_heads=num_heads, num_kv_heads=num_kv_heads, dim=dim):
+            rng = np.random.default_rng(i)
+            tree = random_tree(rng, page_size=(1, 2, 4, 5, 16)[i % 5], num_nodes=9)
+            leaves = [x for x in depth_first_leaves(tree) if tree.length[x]]
+            return attention_case(dtype, tree, leaves, [1] * len(leaves), num_heads, num_kv_heads, dim)
+
+        yield f"decode-H{num_heads}-G{num_kv_heads}-D{dim}", make
+
+    def prefill(dtype):
+        tree = Tree(4, 80)
+        root = tree.add(-1, 101)
+        leaves = [tree.add(root, 37), tree.add(root, 1), tree.add(root, 70, start=3)]
+        return attention_case(dtype, tree, leaves, [9, 1, 66], 4, 2, 24)
+
+    def long_context(dtype):
+        tree = Tree(16, 60)
+        leaves = [tree.add(tree.add(-1, 611), 3) for _ in range(1)]
+        return attention_case(dtype, tree, leaves, [2], 7, 1, 64)
+
+    def no_context(dtype):
+        tree = Tree(4, 4)
+        tree.add(-1, 3)
+        case = attention_case(dtype, tree, [0], [1], 2, 1, 16)
+        q, pool, spans, _, _, layer, scale = case.inputs
+        items = (spans, i32([0, 0, 1]), i32([[0, 2, 0], [1, 1, 0]]), layer, scale)
+        q = torch.cat([q, q, q])
+        zero, empty = torch.zeros(q.shape, dtype=torch.float64), torch.full(q.shape[:2], float("-inf"), dtype=torch.float64)
+        return Case((q, pool, *items), {"out": (zero, 0.0), "lse": (empty, 0.0)})
+
+    yield "ragged-prefill", prefill
+    yield "long-context", long_context
+    yield "no-context", no_context
+    yield (
+        "no-queries",
+        lambda dtype: Case(
+            (
+                normal((0, 2, 16), dtype),
+                normal((1, 2, 2, 1, 4, 16), dtype),
+                i32([]).reshape(0, 3),
+                i32([0]),
+                i32([]).reshape(0, 3),
+                0,
+                1.0,
+            ),
+            {"out": (torch.zeros(0, 2, 16, dtype=torch.float64), 0.0), "lse": (torch.zeros(0, 2, dtype=torch.float64), 0.0)},
+        ),
+    )
+
+
+@family("plan")
+def plan_cases():
+    """A worked example: root 0 with the children 1 (leaf) and 2, whose children 3 and 4 are leaves; node 4 begins at slot 2."""
+
+    def worked(_):
+        tree = Tree(4, 10)
+        for parent, length, start in ((-1, 5, 0), (0, 3, 0), (0, 4, 0), (2, 1, 0), (2, 3, 2)):
+            tree.add(parent, length, start)
+        inputs = tree.plan_inputs([1, 3, 4], [0, 1, 2, 4], max_items=5, max_spans=8)
+        pages = [[slots[0] // 4, slots[-1] // 4] for slots in tree.tokens]
+        items = [[0, 4, 0], [0, 1, 1], [1, 4, 0], [1, 2, 1], [2, 4, 1]]
+        spans = [[pages[0][0], 0, 4], [pages[0][1], 0, 1], [pages[1][0], 0, 3], [pages[2][0], 0, 4], [pages[3][0], 0, 1]]
+        spans += [[pages[4][0], 2, 2], [pages[4][1], 0, 1]]
+        return inputs, items, [0, 2, 3, 4, 5, 7], spans
+
+    def exact(dtype):
+        inputs, items, indptr, spans = worked(dtype)
+        inputs = (*inputs[:-2], len(items), len(spans))
+        values = {"items": items, "item_indptr": indptr, "spans": spans, "needed": [len(items), len(spans)]}
+        return Case(inputs, {name: (i32(value), 0.0) for name, value in values.items()})
+
+    def too_small(dtype):
+        inputs, items, _, spans = worked(dtype)
+        return Case((*inputs[:-2], len(items), len(spans) - 1), {"needed": (i32([len(items), len(spans)]), 0.0)})
+
+    def no_rows(_):
+        tree = Tree(4, 2)
+        tree.add(-1, 3)
+        inputs = tree.plan_inputs([], [0], 0, 0)
+        return Case((i32([]), *inputs[1:]), {"item_indptr": (i32([0]), 0.0), "needed": (i32([0, 0]), 0.0)})
+
+    yield "worked-example", exact
+    yield "too-small", too_small
+    yield "no-rows", no_rows
+
+
+@family("score", HALVES_TOO)
+def score_cases():
+    for i, (rows, dim, labels, activation) in enumerate(
+        [(0, 8, 2, "softmax"), (1, 1, 1, "sigmoid"), (7, 48, 2, "softmax"), (13, 131, 3, "softmax"), (257, 896, 2, "sigmoid")]
+    ):
+
+        def make(dtype, i=i, rows=rows, dim=dim, labels=labels, activation=activation):
+            hidden, head = normal((rows, dim), dtype), (normal((labels, dim), F32, 1) / dim**0.5).to(dtype)
+            bias = normal(labels, F32, 2) if i % 2 else None
+            before = normal((rows, 4), F32, 3).abs() + i
+            before[:1] = torch.tensor([float("inf"), 0, 0, 0])
+            value = _score(hidden, head, bias, labels - 1, activation, torch.float64)
+            plain = _score(hidden, head, bias, labels - 1, activation, F32)
+            running = torch.stack(
+                [torch.minimum(before[:, 0], value), before[:, 1] + value.log(), before[:, 2] + value, before[:, 3] + 1], 1
+            )
+            bound = allowance(value, plain) + 1e-6
+            return Case(
+                (hidden, head, bias, before, labels - 1, activation),
+                {"out": (value, bound), "running": (running, 8 * bound)},
+            )
+
+        yield f"{rows}x{dim}x{labels}-{activation}", make
+
+    def not_finite(dtype):
+        hidden = torch.tensor([[1.0, 0], [float("nan"), 0], [float("inf"), 1], [float("-inf"), 1]]).to(dtype)
+        head = torch.tensor([[1.0, 1.0], [0.5, -1.0]]).to(dtype)
+        before = torch.tensor([[0.5, -1.0, 2.0, 3.0]]).repeat(4, 1)
+        first = float(torch.softmax(torch.tensor([1.0, 0.5], dtype=torch.float64), 0)[1])
+        nan = float("nan")
+        out = torch.tensor([first, nan, nan, nan], dtype=torch.float64)
+        running = torch.tensor([[first, -1 + np.log(first), 2 + first, 4]] + [[nan, nan, nan, 4]] * 3, dtype=torch.float64)
+        return Case((hidden, head, None, before, 1, "softmax"), {"out": (out, 1e-6), "running": (running, 1e-6)})
+
+    yield "not-finite", not_finite
+
+
+def _score(hidden, head, bias, label, activation, dtype):
+    logits = hidden.to(dtype) @ head.to(dtype).T + (0 if bias is None else bias.to(dtype))
+    return torch.sigmoid(logits[:, label]) if activation == "sigmoid" else torch.softmax(logits, -1)[:, label]
+
+
+@family("prune")
+def prune_cases():
+    nan, inf = float("nan"), float("inf")
+    scores = torch.tensor([0.9, 0.1, 0.5, nan, inf, 0.5, 0.5, -inf, 0.25])
+
+    def worked(rule, total, keep, widths, **more):
+        def make(_):
+            inputs = (scores, i32([0, 3, 3, 9]), i32(total), i32(keep), more.get("keys"), rule, more.get("temperature", 1.0), 12)
+            parents = [row for row, width in enumerate(widths) for _ in range(width)]
+            counts = [sum(widths[:3]), 0, sum(widths[3:])]
+            values = {"widths": widths, "parents": parents + [-1] * (12 - len(parents)), "counts": counts}
+            return Case(inputs, {name: (i32(value), 0.0) for name, value in values.items()})
+
+        return make
+
+    yield "top-even", worked("top", [4, 2, 4], [2, 1, 2], [2, 0, 2, 0, 0, 2, 2, 0, 0])
+    yield "top-remainder-to-the-best", worked("top", [5, 0, 7], [2, 1, 3], [3, 0, 2, 0, 0, 3, 2, 0, 2])
+    yield "top-keeps-at-least-one", worked("top", [3, 3, 1], [0, 0, 9], [3, 0, 0, 0, 0, 1, 0, 0, 0])
+    # REBASE, .9 .5 .1: ceil(6 * .472) = 3, ceil(3 * .599) = 2, the last 1; .5 .5 .25: ceil(6 * .360) = 3, ceil(3 * .562) = 2, 1.
+    yield "softmax", worked("softmax", [6, 1, 6], [0, 0, 0], [3, 1, 2, 0, 0, 3, 2, 0, 1])
+    yield "softmax-cold", worked("softmax", [6, 1, 6], [0, 0, 0], [6, 0, 0, 0, 0, 3, 3, 0, 0], temperature=1e-3)
+    yield (
+        "nothing",
+        lambda _: Case(
+            (scores[:0], i32([0]), i32([]), i32([]), None, "top", 1.0, 0),
+            {name: (i32([]), 0.0) for name in ("widths", "parents", "counts")},
+        ),
+    )
+    yield (
+        "not-finite-only",
+        lambda _: Case(
+            (torch.tensor([nan, inf, -inf]), i32([0, 3]), i32([2]), i32([2]), None, "softmax", 1.0, 2),
+            {"widths": (i32([0, 0, 0]), 0.0), "parents": (i32([-1, -1]), 0.0), "counts": (i32([0]), 0.0)},
+        ),
+    )
+
+
+@family("fork")
+def fork_cases():
+    for parents, nodes in (([], []), ([2], [0]), ([1, 1, 1, 2], [5, 3, 6, 0])):
+
+        def make(_, parents=parents, nodes=nodes):
+            before = [i32([-1, -1, 1, 9, 9, 9, 9]) + 10 * i for i in range(6)]
+            after = [table.clone() for table in before]
+            for parent, node in zip(parents, nodes):
+                for table, value in zip(after, (parent, 1, 0, 0, -1, -1)):
+                    table[node] = value
+            for parent in parents:
+                after[1][parent] += 1
+            names = ("parent", "refs", "start", "length", "first_page", "last_page")
+            return Case((i32(parents), i32(nodes), *before), {name: (table, 0.0) for name, table in zip(names, after)})
+
+        yield f"{len(parents)}-children", make
+
+
+def sample_inputs(logits, row, **given) -> tuple:
+    """Inputs of `sample` with neutral settings where none are `given`; one stop state, which every token keeps."""
+    n, vocabulary = len(row), logits.shape[1]
+    f32 = lambda name, value: torch.tensor(given.get(name, [value] * n), dtype=torch.float32)  # noqa: E731
+    return (
+        logits,
+        i32(row),
+        torch.tensor(given.get("key", list(range(n))), dtype=torch.int64),
+        torch.tensor(given.get("position", [0] * n), dtype=torch.int64),
+        f32("temperature", 1.0),
+        i32(given.get("top_k", [0] * n)),
+        f32("top_p", 1.0),
+        f32("min_p", 0.0),
+        i32(given.get("state", [0] * n)),
+        given.get("next_state", torch.zeros(1, vocabulary, dtype=torch.int32)),
+        given.get("with_statistics", 0),
+    )
+
+
+@family("sample")
+def sample_cases():
+    nan, inf = float("nan"), float("inf")
+
+    def outcome(inputs, token, next=None):
+        logits, row = inputs[0].double(), inputs[1].long()
+        token = torch.tensor(token, dtype=torch.int64)
+        valid = (logits < inf).all(-1) & logits.isfinite().any(-1)
+        logp = torch.where(valid[:, None], torch.log_softmax(logits, -1), nan)
+        statistics = torch.full((2, len(row)), nan, dtype=torch.float64)
+        if inputs[-1]:
+            statistics[0] = -logp.topk(min(20, logits.shape[1]), -1).values.mean(-1)[row]
+            statistics[1] = -(logp + np.log(logits.shape[1])).mean(-1)[row]
+        return Case(
+            inputs,
+            {
+                "token": (token, 0.0),
+                "logprob": (logp[row, token], 1e-5),
+                "next": (torch.zeros(len(row), dtype=torch.int32) if next is None else i32(next), 0.0),
+                "confidence": (statistics[0], 1e-5),
+                "certainty": (statistics[1], 1e-5),
+            },
+        )
+
+    def greedy(_):
+        logits = normal((3, 37), F32)
+        logits[1, 5] = logits[1, 9] = 7.0
+        row = [1, 2, 0, 0, 1]
+        top = logits.argmax(-1)[torch.tensor(row)].tolist()
+        top[0] = top[4] = 5  # lowest id among ties
+        return outcome(sample_inputs(logits, row, temperature=[0.0] * 5, with_statistics=1), top)
+
+    def one_token(_):
+        return outcome(sample_inputs(normal((2, 1), F32), [0, 1, 1], with_statistics=1), [0, 0, 0])
+
+    def filters_leave_one(_):
+        logits = normal((1, 300), F32)
+        best = int(logits.argmax())
+        return outcome(
+            sample_inputs(logits, [0] * 5, top_k=[1, 0, 0, 0, 1], top_p=[1, 0, 1e-6, 1, 0.5], min_p=[0, 0, 0, 2, 1]), [best] * 5
+        )
+
+    def not_finite(_):
+        logits = torch.tensor(
+            [[0, nan, 2, 1], [inf, 1, 0, 3], [-inf] * 4, [nan] * 4, [-inf, -inf, 0, -inf], [-inf, inf, -inf, nan]]
+        )
+        return outcome(sample_inputs(logits, [0, 1, 2, 3, 4, 5], with_statistics=0), [2, 3, 0, 0, 2, 0])
+
+    def automaton(_):
+        next_state = (torch.arange(3 * 4, dtype=torch.int32).reshape(3, 4) % 3) | (torch.arange(4, dtype=torch.int32) << 24)
+        logits = torch.zeros(4, 4) + 5 * torch.eye(4)
+        state = [2, 1 | 3 << 24, 0, 1]
+        inputs = sample_inputs(logits, [0, 1, 2, 3], temperature=[0.0] * 4, state=state, next_state=next_state)
+        return outcome(inputs, [0, 1, 2, 3], [int(next_state[s & 0xFFFFFF, t]) for t, s in enumerate(state)])
+
+    def uniform(_):
+        """Equal logits make the token the uniform itself: floor(u * V), for many keys and positions."""
+        from tts_kernels.philox import uniform
+
+        size = 1 << 12
+        key = torch.randint(-(2**63), 2**63 - 1, (61,), generator=generator())
+        position = torch.arange(61) * 2**33 + 5
+        inputs = sample_inputs(torch.zeros(1, size), [0] * 61, key=key.tolist(), position=position.tolist())
+        return outcome(inputs, (uniform(key, position) * size).long().tolist())
+
+    yield "greedy-with-ties", greedy
+    yield "one-token", one_token
+    yield "filters-leave-the-likeliest", filters_leave_one
+    yield "not-finite", not_finite
+    yield "stop-automaton", automaton
+    yield "equal-logits", uniform
+    yield "no-draws", lambda _: outcome(sample_inputs(normal((1, 5), F32), []), [])

@@ -1,0 +1,125 @@
+"""Indices out of range are refused by the C ABI as well, with the argument, its value and the allowed range."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from cases import F32, FAMILIES, sample_inputs
+from trees import i32
+
+import tts_kernels
+
+pytestmark = pytest.mark.skipif("native" not in tts_kernels.linear.backends, reason="the C++ module is not built")
+NAN = float("nan")
+
+
+def inputs_of(name: str, case: str) -> dict:
+    op = tts_kernels.OPS[name]
+    values = FAMILIES[name].cases[case](F32).inputs
+    return {arg.name: x.clone() if isinstance(x, torch.Tensor) else x for arg, x in zip(op.inputs, values)}
+
+
+def changed(tensor: torch.Tensor, at, value) -> torch.Tensor:
+    tensor = tensor.clone()
+    tensor[at] = value
+    return tensor
+
+
+START = {
+    "append": ("append", "7x2x40"),
+    "attend": ("attend", "decode-H3-G3-D16"),
+    "plan": ("plan", "worked-example"),
+    "score": ("score", "7x48x2-softmax"),
+    "prune": ("prune", "top-even"),
+    "fork": ("fork", "4-children"),
+    "sample": ("sample", "stop-automaton"),
+}
+WRONG = [
+    ("append", "slots", lambda x: changed(x, 3, 77), "values of slots must be in [0, 77), got 77"),
+    ("append", "slots", lambda x: changed(x, 0, -1), "values of slots must be in [0, 77), got -1"),
+    ("append", "layer", lambda x: 2, "layer must be in [0, 2), got 2"),
+    ("attend", "layer", lambda x: -1, "layer must be in [0, 2), got -1"),
+    ("attend", "item_indptr", lambda x: changed(x, -1, 9999), "values of item_indptr must be in [36, 40), got 9999"),
+    ("attend", "item_indptr", lambda x: changed(x, 0, 1), "values of item_indptr must be in [0, 1), got 1"),
+    ("attend", "items", lambda x: changed(x, (1, 0), -1), "q0 of items must be in [0, 6), got -1"),
+    ("attend", "items", lambda x: changed(x, (0, 1), 6), "q1 of items must be in [0, 6), got 6"),
+    ("attend", "spans", lambda x: changed(x, (2, 0), 1 << 30), "page of spans must be in [0, 108), got 1073741824"),
+    ("attend", "spans", lambda x: changed(x, (2, 1), 1), "first slot of spans must be in [0, 1), got 1"),
+    ("attend", "spans", lambda x: changed(x, (2, 2), 2), "count of spans must be in [0, 2), got 2"),
+    ("plan", "leaves", lambda x: changed(x, 0, 5), "values of leaves must be in [0, 5), got 5"),
+    ("plan", "indptr", lambda x: changed(x, 1, 3), "values of indptr must be in [3, 2147483648), got 2"),
+    ("plan", "parent", lambda x: changed(x, 0, 4), "parent has a cycle"),
+    ("plan", "parent", lambda x: changed(x, 0, -2), "values of parent must be in [0, 5), got -2"),
+    ("plan", "start", lambda x: changed(x, 4, 4), "values of start must be in [0, 4), got 4"),
+    ("plan", "length", lambda x: changed(x, 2, -1), "values of length must be in [0, 2147483647), got -1"),
+    ("plan", "first_page", lambda x: changed(x, 0, 10), "a page of a node must be in [0, 10), got 10"),
+    ("plan", "next_page", lambda x: changed(x, slice(None), -1), "a page of a node must be in [0, 10), got -1"),
+    ("score", "label", lambda x: 2, "label must be in [0, 2), got 2"),
+    ("prune", "indptr", lambda x: changed(x, 1, 8), "values of indptr must be in [8, 10), got 3"),
+    ("prune", "total", lambda x: changed(x, 0, 13), "values of total must be in [0, 13), got 13"),
+    ("prune", "total", lambda x: changed(x, 0, 9), "13 children do not fit the capacity of 12"),
+    ("prune", "rule", lambda x: "systematic", "rules systematic and multinomial draw and need keys"),
+    ("fork", "parents", lambda x: changed(x, 1, 7), "values of parents must be in [0, 7), got 7"),
+    ("fork", "nodes", lambda x: changed(x, 1, -1), "values of nodes must be in [0, 7), got -1"),
+    ("sample", "row", lambda x: changed(x, 1, 4), "values of row must be in [0, 4), got 4"),
+    ("sample", "state", lambda x: changed(x, 1, 3), "the low 24 bits of state must be in [0, 3), got 3"),
+    ("sample", "temperature", lambda x: changed(x, 1, NAN), "values of temperature must be >= 0, got nan"),
+]
+
+
+@pytest.mark.parametrize("name, argument, change, message", WRONG, ids=[f"{n}-{a}-{i}" for i, (n, a, _, _) in enumerate(WRONG)])
+def test_an_index_out_of_range_is_refused_with_its_name_value_and_range(name, argument, change, message):
+    inputs = inputs_of(*START[name])
+    inputs[argument] = change(inputs[argument])
+    with pytest.raises(ValueError, match=re.escape(f"{name}: {message}")):
+        tts_kernels.OPS[name](**inputs, backend="native")
+
+
+def test_softmax_rules_refuse_a_temperature_of_zero():
+    inputs = inputs_of("prune", "softmax") | {"temperature": 0.0}
+    for backend in tts_kernels.prune.backends:
+        with pytest.raises(ValueError, match="prune: temperature must be > 0, got 0"):
+            tts_kernels.prune(**inputs, backend=backend)
+
+
+@pytest.mark.parametrize("dim", [4, 12, 264])
+def test_a_head_dim_that_the_kernel_cannot_take_is_refused(dim):
+    pool, spans, items = torch.zeros(1, 1, 2, 1, 4, dim), i32([[0, 0, 1]]), i32([[0, 1, 0]])
+    with pytest.raises(ValueError, match=f"attend: head dim must be a multiple of 8 up to 256, got {dim}"):
+        tts_kernels.attend(torch.zeros(1, 1, dim), pool, spans, i32([0, 1]), items, 0, 1.0, backend="native")
+
+
+def test_written_inputs_must_be_contiguous():
+    inputs = inputs_of("append", "7x2x40")
+    inputs["pool"] = inputs["pool"].transpose(3, 4).contiguous().transpose(3, 4)
+    with pytest.raises(ValueError, match="append: pool is written in place and must be contiguous, got strides"):
+        tts_kernels.append(**inputs, backend="native")
+
+
+def test_a_failed_call_leaves_the_next_one_alone():
+    good = inputs_of("append", "7x2x40")
+    with pytest.raises(ValueError):
+        tts_kernels.append(**good | {"slots": good["slots"] + 77}, backend="native")
+    tts_kernels.append(**good, backend="native")
+
+
+def test_sizes_whose_product_overflows_are_refused():
+    huge = torch.empty(1).as_strided((1, 2**31, 2**31), (0, 0, 0))
+    with pytest.raises(ValueError, match="append: k is too large: its bytes do not fit 64 bits"):
+        tts_kernels._native.append(0, 2**31, 2**31, 8, 1, 1, 1, huge.data_ptr(), 0, 0, huge.data_ptr(), 0, 0, 0, 0, 0)
+
+
+def test_a_draw_from_an_empty_vocabulary_is_refused():
+    with pytest.raises(ValueError, match=re.escape("sample: V must be in [1, 2147483647), got 0")):
+        tts_kernels.sample(*sample_inputs(torch.zeros(1, 0), [0]), backend="native")
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_the_header_is_plain_c():
+    header = Path(__file__).parents[2] / "csrc" / "kernels.h"
+    flags = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-fsyntax-only", "-x", "c"]
+    subprocess.run(["cc", *flags, str(header)], check=True)
+    assert f"#define TTS_ABI_VERSION {tts_kernels._native.abi_version}\n" in header.read_text()

@@ -1,0 +1,110 @@
+"""Verifiers that read each step once, against a straightforward re-encoding of every whole text."""
+
+import math
+
+import pytest
+import torch
+from runs import is_empty, outcomes, requests
+from tiny_models import make_folder
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
+
+from tts import zoo
+from tts.engine.model import Model
+from tts.engine.policy import Policy
+from tts.engine.sampling import Sampling
+from tts.search import Request, Search
+from tts.strategies import find
+from tts.tasks.base import Problem
+from tts.verifiers.likelihood import Likelihood
+from tts.verifiers.prm import PRM, TokenClassificationPRM
+
+STRATEGIES = [("best_of_n", {}), ("beam", {}), ("lookahead", {"k": 1})]
+
+
+class PlainText:
+    """A task whose steps end at blanks, so that random text has some; prompts go through the chat template."""
+
+    name, step_stop, max_tokens = "plain", (" ", "e", "\n\n"), 30
+
+    def check(self, question):
+        pass
+
+    def render(self, template, question, previous, fields):
+        return [{"role": "user", "content": question}]
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2"])
+def folders(request, tmp_path_factory):
+    policy = make_folder(tmp_path_factory.mktemp("policy"), request.param)
+    return policy, make_folder(tmp_path_factory.mktemp("prm"), request.param, kind="token-classification", seed=1)
+
+
+def reencode(folder: str, question: str, steps: list[str]) -> list[float]:
+    """The published procedure for TRL's PRMs: the whole text at once, softmax of the two labels at each separator."""
+    model = AutoModelForTokenClassification.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = Model.load(folder, kind="token-classification").tokenizer
+    encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    ids, ends = encode(question), []
+    for step in steps:
+        ids = ids + encode(step) + encode("\n")
+        ends.append(len(ids) - 1)
+    logits = model(torch.tensor([ids])).logits[0]
+    return torch.softmax(logits[ends], -1)[:, 1].tolist()
+
+
+@pytest.mark.parametrize(("name", "changes"), STRATEGIES)
+@pytest.mark.parametrize("num_pages", [2000, 40])
+def test_incremental_prm_scores_equal_a_full_reencoding(folders, name, changes, num_pages):
+    policy, prm = folders
+    judge = PRM(Model.load(prm, kind="token-classification"), TokenClassificationPRM(), num_pages, page_size=4, max_batch_tokens=32)
+    search = Search(Policy(Model.load(policy), 2000, 4, 16, 32), {"prm": judge}, PlainText())
+    strategy = find(name)
+    made = [
+        Request(Problem(q, str(i)), strategy, strategy.make_parameters({"n": 5, **changes}), Sampling(), 0)
+        for i, q in enumerate(["the first", "another question", "3"])
+    ]
+    for outcome in outcomes(search, made):
+        for leaf in outcome.leaves:
+            steps = leaf.path
+            expected = reencode(prm, outcome.request.problem.question, [n.text for n in steps])
+            assert [n.scores["prm"] for n in steps] == pytest.approx(expected, abs=1e-5)
+    assert is_empty(search)
+
+
+def test_verifier_tokens_are_the_new_tokens_of_the_rendered_steps(folders):
+    policy, prm = folders
+    model = Model.load(prm, kind="token-classification")
+    search = Search(
+        Policy(Model.load(policy), 2000, 4, 16, 32), {"prm": PRM(model, TokenClassificationPRM(), 2000, 4)}, PlainText()
+    )
+    strategy = find("beam")
+    (outcome,) = outcomes(search, [Request(Problem("the question"), strategy, strategy.make_parameters({"n": 8}), Sampling(), 0)])
+    encode = lambda text: model.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    rendered = [encode(node.text) + encode("\n") for node in outcome.session.nodes]
+    assert outcome.session.meter.verifier_tokens == len(encode("the question")) + sum(map(len, rendered))
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize("max_batch_tokens", [5, 512])
+def test_incremental_likelihood_equals_a_full_reencoding(zoo_models, make_search, per_token, max_batch_tokens):
+    _, large = zoo_models
+    judge = Likelihood(large, 400, 4, max_batch_tokens, per_token=per_token)
+    reference = AutoModelForCausalLM.from_pretrained(zoo.path("M"), dtype=torch.float32)
+    for name, changes in STRATEGIES:
+        for outcome in outcomes(make_search(verifier=judge), requests(name, n=4, count=3, **changes)):
+            for leaf in outcome.leaves:
+                prompt = list(leaf.root.tokens)
+                ids = prompt + [t for node in leaf.path for t in node.tokens]
+                logp = torch.log_softmax(reference(torch.tensor([ids])).logits[0].double(), -1)
+                each = logp[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
+                for node in leaf.path:
+                    count = node.num_path_tokens - len(prompt)
+                    total = float(each.detach()[len(prompt) - 1 : len(prompt) - 1 + count].sum())
+                    expected = math.exp(total / count if per_token else total)
+                    assert node.scores["prm"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_likelihood_needs_the_policys_vocabulary(zoo_models, folders):
+    policy, _ = folders
+    with pytest.raises(ValueError, match="vocabularies differ"):
+        Likelihood(zoo_models[1], 10).check_tokenizer(Model.load(policy))
