@@ -5,6 +5,7 @@ Neither torch nor a GPU is needed to build. Without OpenMP the module runs on on
 
 import glob
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -61,7 +62,8 @@ class BuildNative(build_ext):
             subprocess.check_call([nvcc, *CUDA_FLAGS, *CUDA_ARCHITECTURES, "-c", source, "-o", target])
             ext.extra_objects.append(target)
         ext.define_macros.append(("TTS_CUDA", "1"))
-        ext.library_dirs.append(os.path.join(os.path.dirname(os.path.dirname(os.path.realpath(nvcc))), "lib64"))
+        says = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True, check=True).stderr
+        ext.library_dirs += re.findall(r'"-L([^"]+)"', says)
         ext.libraries += ["cudart_static", "rt", "dl", "pthread"]
 
 

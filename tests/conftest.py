@@ -7,11 +7,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import hypothesis
 import pytest
-import torch
 
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=50, derandomize=True)
 hypothesis.settings.load_profile("quick")
-
 
 
 @pytest.fixture(scope="session")

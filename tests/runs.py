@@ -26,7 +26,9 @@ def outcomes(search: Search, made: list[Request]) -> list[Outcome]:
 
 def transcript(outcome: Outcome) -> list[tuple]:
     """All that a result rests on: every answer's tokens, ends, scores and log-probabilities, step by step."""
-    return [[(node.tokens, node.end, tuple(node.scores.values()), node.logprobs) for node in leaf.path] for leaf in outcome.leaves]
+    return [
+        [(node.tokens, node.end, tuple(node.scores.values()), node.logprobs) for node in leaf.path] for leaf in outcome.leaves
+    ]
 
 
 def answers(outcome: Outcome) -> list[tuple[int, ...]]:

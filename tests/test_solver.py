@@ -184,4 +184,4 @@ def test_a_failed_problem_has_an_error_and_the_others_their_answers():
 def test_the_package_offers_its_names_lazily():
     assert tts.Solver is Solver and tts.selection is selection
     with pytest.raises(AttributeError):
-        tts.nothing
+        _ = tts.nothing

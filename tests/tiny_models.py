@@ -37,7 +37,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def make_folder(folder: Path, architecture: str = "llama", group: int = 2, kind: str = "causal-lm", seed: int = 0, **changes: object) -> str:
+def make_folder(
+    folder: Path, architecture: str = "llama", group: int = 2, kind: str = "causal-lm", seed: int = 0, **changes: object
+) -> str:
     """Write a model of 2 layers, head dim 8 and `group` query heads for each of 2 KV heads; gives the folder's path."""
     tokenizer = make_tokenizer()
     settings = {

@@ -17,7 +17,7 @@ import torch
 import tts_kernels
 from tts.engine.policy import Policy, Session, Ticket
 from tts.engine.sampling import Sampling, root_key
-from tts.moves import All, Allocate, Drop, Embed, Expand, Move, Rule, Score, Softmax, Top
+from tts.moves import All, Allocate, Drop, Embed, Expand, Rule, Score, Softmax, Top
 from tts.strategies import SearchProblem, Strategy
 from tts.tasks.base import Problem, Task
 from tts.tree import Node, Prompt
@@ -52,11 +52,12 @@ class Outcome:
 class _Run:
     """One generator in progress: a strategy, or a branch of an `All`."""
 
-    generator: Generator
+    generator: Generator[Any, Any, Any]
     outcome: Outcome
     parent: _Join | None = None
     index: int = 0
-    move: Move | None = None
+    move: Any = None
+    """The move that it waits for."""
     num_waiting: int = 0
     """Nodes that the current `Score` still waits for."""
 
@@ -142,7 +143,9 @@ class Search:
         self._tickets = {t: r for t, r in self._tickets.items() if r.outcome is not outcome}
         self._allocations = [(r, x) for r, x in self._allocations if r.outcome is not outcome]
         self._ready = deque((r, x) for r, x in self._ready if r.outcome is not outcome)
-        self._scoring = {key: kept for key, runs in self._scoring.items() if (kept := [r for r in runs if r.outcome is not outcome])}
+        self._scoring = {
+            key: kept for key, runs in self._scoring.items() if (kept := [r for r in runs if r.outcome is not outcome])
+        }
         self._close(outcome.session)
         self._finished.append(outcome)
 
@@ -289,7 +292,9 @@ def _segments(run: _Run) -> list[_Segment]:
     made = []
     for name, total in zip(names, totals):
         rows = [i for i, group in enumerate(groups) if group == name]
-        key = root_key(outcome.session.seed, outcome.session.id, "allocate", [(move.nodes[i].key, move.nodes[i].depth) for i in rows])
+        key = root_key(
+            outcome.session.seed, outcome.session.id, "allocate", [(move.nodes[i].key, move.nodes[i].depth) for i in rows]
+        )
         made.append(_Segment(rows, [values[i] for i in rows], total, keep, key))
     return made
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -78,7 +78,13 @@ class Result:
         """Plain values for JSON; scores that are not finite become None. Seconds and re-read tokens are left out: equal
         requests give equal dicts."""
         candidates = [
-            {"text": c.text, "answer": c.answer, "score": _finite(c.score), "end": c.end, "steps": [asdict(s) | {"score": _finite(s.score)} for s in c.steps]}
+            {
+                "text": c.text,
+                "answer": c.answer,
+                "score": _finite(c.score),
+                "end": c.end,
+                "steps": [asdict(s) | {"score": _finite(s.score)} for s in c.steps],
+            }
             for c in self.candidates
         ]
         return {
@@ -100,8 +106,8 @@ class Solver:
 
     `policy` and models named as `verifier` are local folders, hub ids or `zoo:NAME`. `verifier` may also be `"auto"` (for the
     zoo's policy the likelihood under `zoo:M`, else none), `None`, `"rule"` (tasks with an exact truth of steps), a function
-    `(question, steps) -> one score a step`, or an object with the methods of `tts.verifiers.base.Verifier`. A token-classification model is
-    read as a PRM, a causal one by its likelihood.
+    `(question, steps) -> one score a step`, or an object with the methods of `tts.verifiers.base.Verifier`. A
+    token-classification model is read as a PRM, a causal one by its likelihood.
 
     `max_rows`, `max_batch_tokens` and `kv_bytes` change speed and memory, never a result. Raises `ValueError` for what cannot
     be run, before any page is allocated.
@@ -125,16 +131,14 @@ class Solver:
         if verifier == "auto":
             verifier = "zoo:M" if is_zoo else None
         _quiet()
-        load = {"device": device, "dtype": dtype, "backend": backend}
-        model = Model.load(policy, **load)
+        model = Model.load(policy, device=device, dtype=dtype, backend=backend)
         reading = None
         if isinstance(verifier, (str, os.PathLike)) and verifier != "rule":
-            reading = Model.load(verifier, kind=_kind(verifier), **load)
+            reading = Model.load(verifier, _kind(verifier), device, dtype, backend)
         num_pages = _num_pages([m for m in (model, reading) if m], page_size, kv_bytes)
-        sizes = {"num_pages": num_pages, "page_size": page_size}
         self.has_verifier = verifier is not None
-        self.policy = Policy(model, max_rows=max_rows, max_batch_tokens=max_batch_tokens, **sizes)
-        self.verifier = self._make_verifier(verifier, reading, sizes | {"max_batch_tokens": max_batch_tokens})
+        self.policy = Policy(model, num_pages, page_size, max_rows, max_batch_tokens)
+        self.verifier = self._make_verifier(verifier, reading, num_pages, page_size, max_batch_tokens)
         self.search = Search(self.policy, {VERIFIER: self.verifier}, self.task)
 
     def solve(self, problem: str | Problem, strategy: str = "beam", **options: Any) -> Result:
@@ -192,7 +196,8 @@ class Solver:
             raise ValueError("; ".join(errors))
         values = chosen.make_parameters(parameters)
         made = [
-            Request(p if isinstance(p, Problem) else Problem(p, id=str(i)), chosen, values, sampling, seed) for i, p in enumerate(problems)
+            Request(p if isinstance(p, Problem) else Problem(p, id=str(i)), chosen, values, sampling, seed)
+            for i, p in enumerate(problems)
         ]
         for request in made:
             self.search.check(request)
@@ -235,11 +240,12 @@ class Solver:
             error=None if outcome.error is None else f"{type(outcome.error).__name__}: {outcome.error}",
         )
 
-    def _make_verifier(self, verifier: Any, model: Model | None, sizes: Mapping[str, int]) -> Verifier:
+    def _make_verifier(self, verifier: Any, model: Model | None, *sizes: int) -> Verifier:
+        """The verifier that an argument of the solver means; `sizes` are pages, page size and tokens of a pass."""
         if model is not None:
             if _kind(verifier) == "token-classification":
-                return PRM(model, TokenClassificationPRM(), **sizes)
-            likelihood = Likelihood(model, **sizes)
+                return PRM(model, TokenClassificationPRM(), *sizes)
+            likelihood = Likelihood(model, *sizes)
             likelihood.check_tokenizer(self.policy.model)
             return likelihood
         if verifier is None:
@@ -271,7 +277,9 @@ def _num_pages(models: Sequence[Model], page_size: int, kv_bytes: int | None) ->
     """Pages of each model's pool: `kv_bytes` in all, the models getting the same number of tokens."""
     if kv_bytes is None:
         is_cuda = models[0].device.type == "cuda"
-        total = torch.cuda.mem_get_info(models[0].device)[0] if is_cuda else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        total = (
+            torch.cuda.mem_get_info(models[0].device)[0] if is_cuda else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        )
         kv_bytes = int(total * (0.8 if is_cuda else 0.125))
     page_bytes = page_size * sum(m.page_bytes_per_token for m in models)
     if kv_bytes < page_bytes:
@@ -287,8 +295,8 @@ def _candidate(leaf: Node, task: Task, answer_agg: str) -> Candidate:
 
 def _tree(outcome: Outcome) -> list[dict[str, Any]]:
     # Completion order depends on the batch, the lineage and depth do not.
-    nodes = sorted(outcome.session.nodes, key=lambda n: (n.depth, n.parent.key, n.key))
-    ids = {node: i for i, node in enumerate(nodes)}
+    nodes = sorted(outcome.session.nodes, key=lambda n: (n.depth, n.parent.key if n.parent else 0, n.key))
+    ids: dict[Node | None, int] = {node: i for i, node in enumerate(nodes)}
     leaves = set(outcome.leaves)
     return [
         {

@@ -30,22 +30,22 @@ class Running(NamedTuple):
     min: float = math.inf
     log_prod: float = 0.0
     sum: float = 0.0
-    count: int = 0
+    num_steps: int = 0
 
     def then(self, score: float) -> Running:
         """The aggregates one step further. A NaN stays NaN in min, prod and mean."""
         log = math.nan if math.isnan(score) or score < 0 else math.log(score) if score > 0 else -math.inf
         least = math.nan if math.isnan(score) or math.isnan(self.min) else min(self.min, score)
-        return Running(score, least, self.log_prod + log, self.sum + score, self.count + 1)
+        return Running(score, least, self.log_prod + log, self.sum + score, self.num_steps + 1)
 
     def value(self, how: str) -> float:
         """`last`, `min`, `prod` or `mean` of the step scores; NaN without any. A product too large for a float is inf."""
         if how == "last":
             return self.last
-        if self.count == 0:
+        if self.num_steps == 0:
             return math.nan
         prod = math.exp(self.log_prod) if not self.log_prod > _MAX_LOG else math.inf
-        return {"min": self.min, "prod": prod, "mean": self.sum / self.count}[how]
+        return {"min": self.min, "prod": prod, "mean": self.sum / self.num_steps}[how]
 
 
 @dataclass(eq=False)

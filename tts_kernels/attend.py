@@ -97,7 +97,8 @@ def plan(
 
 def _items(leaves, indptr, parent):
     """[(q0, q1, is_leaf, nodes from the root side)], in the order in which a depth-first walk opens them."""
-    items, open_items = [], []  # open_items: a stack of [first query, node]
+    items: list = []
+    open_items: list = []  # a stack of [first query, node]
     for row, leaf in enumerate(leaves):
         path = _path(leaf, parent)
         # A leaf's item is causal, so it is its row's alone, even where the leaf is an ancestor of another row.

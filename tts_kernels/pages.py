@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from tts_kernels.attend import plan
 from tts_kernels.fork import fork
@@ -45,6 +46,14 @@ class PagedKV:
     release. Every method that gives a node gives the caller one reference to it; `release` returns it.
     """
 
+    _parent: np.ndarray
+    _refs: np.ndarray
+    _start: np.ndarray
+    _length: np.ndarray
+    _first_page: np.ndarray
+    _last_page: np.ndarray
+    _handles: np.ndarray
+
     def __init__(
         self,
         num_pages: int,
@@ -56,7 +65,9 @@ class PagedKV:
         device: torch.device | str = "cpu",
     ):
         if min(num_pages, page_size, num_layers, num_kv_heads, head_dim) < 1:
-            raise ValueError(f"all sizes of a PagedKV must be >= 1, got {num_pages=} {page_size=} {num_layers=} {num_kv_heads=} {head_dim=}")
+            raise ValueError(
+                f"all sizes of a PagedKV must be >= 1, got {num_pages=} {page_size=} {num_layers=} {num_kv_heads=} {head_dim=}"
+            )
         self.pool = torch.empty(num_pages, num_layers, 2, num_kv_heads, page_size, head_dim, dtype=dtype, device=device)
         self.page_size, self.num_pages = page_size, num_pages
         self.peak_pages = 0
@@ -110,8 +121,8 @@ class PagedKV:
 
     # ---- moves
 
-    def add(self, parents: list[int] | np.ndarray) -> np.ndarray:
-        """Fork: one empty child for each entry of `parents` (-1: a new root); i32[len(parents)] node ids. No KV byte is copied."""
+    def add(self, parents: ArrayLike) -> np.ndarray:
+        """Fork: one empty child for each of `parents` (-1: a new root); i32[len(parents)] node ids. No KV byte is copied."""
         parents = np.asarray(parents, np.int32)
         nodes = np.array([self._take_node() for _ in parents], np.int32)
         inner = parents >= 0
@@ -120,14 +131,14 @@ class PagedKV:
         self._handles[nodes] = 1
         return nodes
 
-    def pages_needed(self, nodes: np.ndarray, counts: np.ndarray) -> int:
+    def pages_needed(self, nodes: ArrayLike, counts: ArrayLike) -> int:
         """Pages that `extend(nodes, counts)` would allocate."""
         return int(self._new_pages(np.asarray(nodes), np.asarray(counts)).sum())
 
-    def can_extend(self, nodes: np.ndarray, counts: np.ndarray) -> bool:
+    def can_extend(self, nodes: ArrayLike, counts: ArrayLike) -> bool:
         return self.pages_needed(nodes, counts) <= len(self._free_pages)
 
-    def extend(self, nodes: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    def extend(self, nodes: ArrayLike, counts: ArrayLike) -> np.ndarray:
         """Reserve `counts[i]` >= 1 more slots at the end of each (distinct, childless) node; i64[sum(counts)] slots in order.
 
         Raises `OutOfPages` before anything is changed.
@@ -185,7 +196,7 @@ class PagedKV:
             self._free_nodes.append(int(node))
             node = int(self._parent[node])
 
-    def plan(self, leaves: np.ndarray, indptr: np.ndarray) -> Plan:
+    def plan(self, leaves: ArrayLike, indptr: ArrayLike) -> Plan:
         """The work items of rows that end in the distinct nodes `leaves`, row b adding tokens `indptr[b]:indptr[b+1]`."""
         while True:
             max_items, max_spans = self._plan_capacity
@@ -214,7 +225,8 @@ class PagedKV:
         children = np.bincount([self._parent[n] for n in live if self._parent[n] >= 0], minlength=len(self._parent))
         for n in live:
             assert self._refs[n] == self._handles[n] + children[n] > 0, f"node {n} has a wrong reference count"
-            assert self._start[n] == 0 or self._first_page[n] in self._pages(int(self._parent[n])), f"node {n} begins in a foreign page"
+            is_own = self._start[n] == 0 or self._first_page[n] in self._pages(int(self._parent[n]))
+            assert is_own, f"node {n} begins in a foreign page"
 
     # ---- the node table
 

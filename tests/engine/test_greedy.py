@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from tiny_models import make_folder
 from transformers import AutoModelForCausalLM
 
-from tiny_models import make_folder
 from tts.engine.model import Model
 from tts.engine.policy import Policy, Session
 from tts.engine.sampling import Sampling

@@ -16,9 +16,9 @@ from tts.verifiers.base import Function
 ALL = [("best_of_n", {}), ("beam", {}), ("dvts", {}), ("lookahead", {"k": 1})]
 
 
-def scripted(run, parameters=find("best_of_n").make_parameters({"n": 1}), problem=None):
+def scripted(run):
     """A request that runs a generator written in a test."""
-    problem = problem or natural(1, 5)[0]
+    problem, parameters = natural(1, 5)[0], find("best_of_n").make_parameters({"n": 1})
     return Request(problem, Strategy("scripted", "", type(parameters), run, True), parameters, Sampling(), 0)
 
 
@@ -91,7 +91,10 @@ def test_a_problem_alone_gives_what_it_gives_among_others(make_search):
 def test_another_seed_gives_other_answers(make_search):
     problem = natural(1, 1)[0]
     first, second = (
-        outcomes(make_search(), [Request(problem, find("best_of_n"), find("best_of_n").make_parameters({"n": 16}), Sampling(2.0), seed)])
+        outcomes(
+            make_search(),
+            [Request(problem, find("best_of_n"), find("best_of_n").make_parameters({"n": 16}), Sampling(2.0), seed)],
+        )
         for seed in (0, 1)
     )
     assert answers(first[0]) != answers(second[0])
@@ -150,7 +153,9 @@ def test_an_exception_inside_a_strategy_ends_its_problem_alone(make_search, num_
     good = requests("beam", n=4, count=3)
     found = list(search.run([good[0], scripted(breaks), *good[1:]]))
     assert sorted(str(o.error) for o in found) == ["None"] * 3 + ["a mistake in a strategy"]
-    assert {id(o.request): answers(o) for o in found if not o.error} == {id(o.request): answers(o) for o in outcomes(make_search(), good)}
+    assert {id(o.request): answers(o) for o in found if not o.error} == {
+        id(o.request): answers(o) for o in outcomes(make_search(), good)
+    }
     assert is_empty(search)
 
 

@@ -87,7 +87,7 @@ class PagedKVMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def add(self, data):
         """Roots and forks in one call; a parent may stand there many times, a childless or a frozen one."""
-        parents = data.draw(st.lists(st.sampled_from([-1, *self.nodes]), min_size=1, max_size=6))
+        parents = data.draw(st.lists(st.sampled_from([-1, *self.nodes]), min_size=1, max_size=3))
         free_before = self.kv.num_free_pages
         added = self.kv.add(parents)
         assert len(set(added.tolist())) == len(parents) and not set(added.tolist()) & set(self.nodes)
@@ -139,6 +139,9 @@ class PagedKVMachine(RuleBasedStateMachine):
         assert upper not in self.nodes and self.kv.num_free_pages == free_before
         self.nodes[upper] = Model(model.parent, model.tokens[:length])
         self.nodes[node] = Model(upper, model.tokens[length:], model.handles)
+        if data.draw(st.booleans(), label="drop the lower part"):
+            for _ in range(model.handles):
+                self.give_back(node)
 
     @precondition(lambda self: self.nodes)
     @rule(data=st.data())
@@ -268,6 +271,26 @@ def test_a_fork_takes_no_page_until_it_holds_a_token():
     assert kv.num_used_pages == 1
     kv.extend(children[:2], [1, 1])
     assert kv.num_used_pages == 3
+
+
+@pytest.mark.parametrize("page_size", [1, 2, 3, 4])
+def test_what_is_left_of_a_node_after_a_split_can_grow_again(page_size):
+    """Cut at every point, once or twice, the lower parts given back: the upper part grows where they were."""
+    for total, growth, one_by_one in itertools.product(range(2, 9), range(1, 6), (False, True)):
+        for first, second in itertools.combinations_with_replacement(range(1, total), 2):
+            kv = make_kv(20, page_size)
+            (node,) = kv.add([-1])
+            write(kv, kv.extend([node], [total]), range(total))
+            lower = kv.split(node, second)
+            upper = kv.split(lower, first) if first < second else lower
+            for part in {node, lower} - {upper}:
+                kv.release(part)
+            new = range(100, 100 + growth)
+            for tokens in [[t] for t in new] if one_by_one else [new]:
+                write(kv, kv.extend([upper], [len(tokens)]), tokens)
+            kv.check()
+            assert read(kv, kv.slots(upper)) == [*range(first), *new]
+            assert kv.num_used_pages == -(-(first + growth) // page_size)
 
 
 @pytest.mark.parametrize("length", [-1, 0, 5, 6])

@@ -85,7 +85,13 @@ def test_strategies_come_from_their_dataclasses(monkeypatch, capsys):
         (("solve", ""), "question"),
         (("solve", "1+1?", "--policy", "./missing"), "no model folder './missing'"),
         (("eval", "chain", "--limit", "0"), "--limit must be in [1, 100000], got 0"),
-        (("eval", "math",), "no dataset for task 'math'"),
+        (
+            (
+                "eval",
+                "math",
+            ),
+            "no dataset for task 'math'",
+        ),
     ],
 )
 def test_bad_input_is_one_line_on_stderr_and_exit_code_2(monkeypatch, capsys, arguments, message):

@@ -56,7 +56,9 @@ def reencode(folder: str, question: str, steps: list[str]) -> list[float]:
 @pytest.mark.parametrize("num_pages", [2000, 40])
 def test_incremental_prm_scores_equal_a_full_reencoding(folders, name, changes, num_pages):
     policy, prm = folders
-    judge = PRM(Model.load(prm, kind="token-classification"), TokenClassificationPRM(), num_pages, page_size=4, max_batch_tokens=32)
+    judge = PRM(
+        Model.load(prm, kind="token-classification"), TokenClassificationPRM(), num_pages, page_size=4, max_batch_tokens=32
+    )
     search = Search(Policy(Model.load(policy), 2000, 4, 16, 32), {"prm": judge}, PlainText())
     strategy = find(name)
     made = [

@@ -24,7 +24,7 @@ def chunk_sizes(prefills: Sequence[Prefill], budget: int) -> list[int]:
 def pages_needed(kv: PagedKV, prefills: Sequence[Prefill], sizes: Sequence[int]) -> int:
     """Pages that the chunks will allocate."""
     growing = [(p.kv_node, n) for p, n in zip(prefills, sizes) if n and not p.is_reread]
-    return kv.pages_needed(*np.array(growing).T) if growing else 0
+    return kv.pages_needed([node for node, _ in growing], [n for _, n in growing]) if growing else 0
 
 
 def forward(
@@ -51,8 +51,8 @@ def forward(
     for prefill, size in chunks:
         prefill.num_done += size
     plan = kv.plan(kv_nodes, np.append(offsets, counts.sum()))
-    on_device = (torch.from_numpy(x).to(model.device) for x in (ragged_tokens, ragged_positions, slots))
-    return model.forward(RaggedBatch(*on_device, plan=plan, kv=kv, backend=model.backend))
+    on_device = [torch.from_numpy(x).to(model.device) for x in (ragged_tokens, ragged_positions, slots)]
+    return model.forward(RaggedBatch(on_device[0], on_device[1], on_device[2], plan, kv, model.backend))
 
 
 def _extend(kv: PagedKV, kv_nodes: np.ndarray, counts: np.ndarray, chunks: Sequence[tuple[Prefill, int]]) -> np.ndarray:

@@ -84,9 +84,10 @@ class TreeCache:
         self._ends: dict[Node, int] = {}  # position behind the node's last token
         self._filling: set[Node] = set()
 
-    def solid(self, node: Node | None) -> Node | None:
-        """The node itself, or its nearest ancestor with tokens."""
-        while node is not None and not len(self.tokens_of(node)):
+    def solid(self, node: Node) -> Node:
+        """The node itself, or its nearest ancestor with tokens; a prompt always has some."""
+        while not len(self.tokens_of(node)):
+            assert node.parent is not None, "a prompt without tokens"
             node = node.parent
         return node
 
@@ -139,10 +140,10 @@ class TreeCache:
                 continue
             prefill = self._make_prefill(missing) if missing else self._make_reread(node)
             if prefill.kv_node < 0:
-                above = self.solid(missing[0].parent)
+                above = missing[0].parent
                 if above is not None:
-                    self._touch(above)
-                opened.append((prefill, self._entries[above] if above else -1))
+                    self._touch(self.solid(above))
+                opened.append((prefill, -1 if above is None else self._entries[self.solid(above)]))
             started.append(prefill)
             budget -= prefill.num_left
         for (prefill, _), kv_node in zip(opened, self.kv.add([above for _, above in opened]) if opened else ()):
@@ -150,7 +151,7 @@ class TreeCache:
         return started
 
     def finish(self, prefill: Prefill) -> int:
-        """Enter a prefill whose tokens are all in. Gives how many of them were read again; keeping hidden states is the caller's."""
+        """Enter a prefill whose tokens are all in; its hidden states are the caller's to keep. Gives how many were read again."""
         self._filling.difference_update(prefill.nodes)
         if prefill.is_reread:
             self.kv.release(prefill.kv_node)

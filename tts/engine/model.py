@@ -45,7 +45,7 @@ class RaggedBatch:
     backend: str | None = None
 
 
-def _attention(module, query, key, value, attention_mask, scaling=None, ragged: RaggedBatch | None = None, **_):
+def _attention(module, query, key, value, attention_mask, scaling=None, *, ragged: RaggedBatch, **_):
     """transformers' attention interface: q [1,H,T,D], k and v [1,G,T,D] after RoPE -> [1,T,H,D]."""
     pool, layer = ragged.kv.pool, module.layer_idx
     key, value, query = (x[0].transpose(0, 1) for x in (key, value, query))
@@ -113,7 +113,9 @@ class Model:
     `forward` gives the base model's last hidden states; `logits` applies the language-model head to chosen rows only.
     """
 
-    def __init__(self, inner: nn.Module, tokenizer: Any, name: str, backend: str | None = None):
+    inner: Any  # a transformers PreTrainedModel: its attributes are dynamic
+
+    def __init__(self, inner: Any, tokenizer: Any, name: str, backend: str | None = None):
         self.inner, self.tokenizer, self.name, self.backend = inner.eval(), tokenizer, name, backend
         self.config = inner.config.get_text_config()
         self.num_parameters = sum(p.numel() for p in inner.parameters())
@@ -143,12 +145,12 @@ class Model:
         except (OSError, ValueError) as error:
             raise ValueError(f"model {source!r} cannot be read: {error}") from error
         check_supported(config.get_text_config(), source)
-        device = resolve_device(device)
+        place = resolve_device(device)
         tokenizer = AutoTokenizer.from_pretrained(source)
         inner = KINDS[kind].from_pretrained(
-            source, dtype=resolve_dtype(dtype, config, device), attn_implementation="sdpa", use_safetensors=True
+            source, dtype=resolve_dtype(dtype, config, place), attn_implementation="sdpa", use_safetensors=True
         )
-        return cls(inner.to(device), tokenizer, str(source), backend)
+        return cls(inner.to(place), tokenizer, str(source), backend)
 
     # ---- running
 
@@ -161,7 +163,11 @@ class Model:
         """T[T, E]: the hidden state behind every token of the batch, after the final norm."""
         mask = ragged.tokens.new_empty(1, 1, 1, 1)  # a mask of four dims is passed on untouched, and our attention reads none
         out = self.inner.base_model(
-            input_ids=ragged.tokens[None], position_ids=ragged.positions[None], attention_mask=mask, use_cache=False, ragged=ragged
+            input_ids=ragged.tokens[None],
+            position_ids=ragged.positions[None],
+            attention_mask=mask,
+            use_cache=False,
+            ragged=ragged,
         )
         return out.last_hidden_state[0]
 
@@ -231,7 +237,9 @@ class Model:
         kv = self.make_kv(num_pages=2, page_size=len(tokens))
         leaf = kv.add([-1])
         slots = torch.from_numpy(kv.extend(leaf, [len(tokens)])).to(self.device)
-        ragged = RaggedBatch(tokens, torch.arange(len(tokens), device=self.device), slots, kv.plan(leaf, [0, len(tokens)]), kv, self.backend)
+        ragged = RaggedBatch(
+            tokens, torch.arange(len(tokens), device=self.device), slots, kv.plan(leaf, [0, len(tokens)]), kv, self.backend
+        )
         hidden = self.forward(ragged)
         head = self.inner.get_output_embeddings() or self.inner.score
         with torch.inference_mode():
@@ -239,8 +247,8 @@ class Model:
         allowed = 1e-3 if self.dtype is torch.float32 else 0.1
         if not error <= allowed:
             raise ValueError(
-                f"{self.name}: the model's logits through paged attention differ from its own by {float(error):.2g} (allowed {allowed}): "
-                f"architecture {type(self.inner).__name__} does something beyond ordinary causal attention"
+                f"{self.name}: the model's logits through paged attention differ from its own by {float(error):.2g} "
+                f"(allowed {allowed}): architecture {type(self.inner).__name__} does something beyond ordinary causal attention"
             )
 
 

@@ -122,20 +122,20 @@ class Policy:
         return len(self.rows) + sum(len(g.rows) for g in self._groups) + sum(j.row is not None for j in self._jobs)
 
     def check(self, session: Session, prompt: Prompt) -> None:
-        """Raise `ValueError` where a problem cannot be run: its prompt and the longest answer must fit the model and the pool."""
+        """Raise `ValueError` where a problem cannot be run: prompt and longest answer must fit the model and the pool."""
         num_prompt = len(self._encode(session, prompt))
         length, window = num_prompt + session.max_tokens, self.model.max_length
         if length > window:
             cure = f"lower max_tokens to {window - num_prompt}" if num_prompt < window else "shorten the problem"
             raise ValueError(
-                f"problem {session.id!r}: its prompt has {num_prompt} tokens, with max_tokens {session.max_tokens} that is more than "
-                f"the model's window of {window}: {cure}"
+                f"problem {session.id!r}: its prompt has {num_prompt} tokens, with max_tokens {session.max_tokens} that is "
+                f"more than the model's window of {window}: {cure}"
             )
         needed = -(-length // self.kv.page_size) + 1
         if needed > self.kv.num_pages:
             raise ValueError(
-                f"problem {session.id!r}: one branch of {length} tokens needs {needed} pages of {self.kv.page_size} tokens, the pool has "
-                f"{self.kv.num_pages}: make the pool larger or lower max_tokens"
+                f"problem {session.id!r}: one branch of {length} tokens needs {needed} pages of {self.kv.page_size} tokens, "
+                f"the pool has {self.kv.num_pages}: make the pool larger or lower max_tokens"
             )
 
     def expand(self, session: Session, move: Expand) -> Ticket:
@@ -208,8 +208,23 @@ class Policy:
         if isinstance(source, Node):
             return source
         if source not in session.roots:
-            lineage = (session.seed, session.id, source.template, source.model, source.fields, tuple(n.key for n in source.previous))
-            root = Node(None, self._encode(session, source), b"", "prompt", root_key(lineage), source, order=(session.order, len(session.roots)))
+            lineage = (
+                session.seed,
+                session.id,
+                source.template,
+                source.model,
+                source.fields,
+                tuple(n.key for n in source.previous),
+            )
+            root = Node(
+                None,
+                self._encode(session, source),
+                b"",
+                "prompt",
+                root_key(lineage),
+                source,
+                order=(session.order, len(session.roots)),
+            )
             session.roots[source] = root
             self._charge_prompt(session, len(root.tokens))
         return session.roots[source]
@@ -224,7 +239,7 @@ class Policy:
             sampling=sampling,
             start_state=self.stops.start(session.step_stop, until.stop if isinstance(until, Answer) else ()),
             num_steps=until.count if isinstance(until, Steps) else UNLIMITED,
-            max_tokens=until.count if is_cut else move.max_tokens,
+            max_tokens=until.count if isinstance(until, Tokens) and is_cut else move.max_tokens,
             max_tokens_end="cut" if is_cut else "length",
             keep_stop=getattr(until, "keep_stop", True),
             forced=forced,
@@ -239,7 +254,16 @@ class Policy:
             parent.num_drawn_children += 1
         left = ticket.session.max_tokens - (parent.num_path_tokens - parent.root.num_path_tokens)
         wanted = UNLIMITED if recipe.max_tokens is None else recipe.max_tokens + len(recipe.forced)
-        row = Row(ticket, index, self._num_expansions, parent, key, recipe, min(left, wanted), recipe.max_tokens_end if wanted < left else "length")
+        row = Row(
+            ticket,
+            index,
+            self._num_expansions,
+            parent,
+            key,
+            recipe,
+            min(left, wanted),
+            recipe.max_tokens_end if wanted < left else "length",
+        )
         row.state, row.steps_left = recipe.start_state, recipe.num_steps
         if recipe.forced:
             row.tokens = list(recipe.forced)
@@ -298,7 +322,7 @@ class Policy:
         bisect.insort(self._jobs, job, key=lambda j: j.age)
 
     def _forward(self) -> tuple[torch.Tensor | None, list[tuple[Row, int, torch.Tensor]]]:
-        """Forward all rows and a budget of prefills. Gives the rows' hidden states and the (row, KV node, hidden) of done prefills."""
+        """Forward all rows and a budget of prefills; gives the rows' states, and (row, KV node, state) of rows that came back."""
         sizes = self._make_room()
         active = self.rows.active
         prefills = [job.prefill for job in self._jobs]
@@ -332,7 +356,9 @@ class Policy:
         while True:
             sizes = batch.chunk_sizes([j.prefill for j in self._jobs], self.max_batch_tokens - len(self.rows))
             leaves = self.rows.leaf[self.rows.active]
-            needed = self.kv.pages_needed(leaves, np.ones_like(leaves)) + batch.pages_needed(self.kv, [j.prefill for j in self._jobs], sizes)
+            needed = self.kv.pages_needed(leaves, np.ones_like(leaves)) + batch.pages_needed(
+                self.kv, [j.prefill for j in self._jobs], sizes
+            )
             if self.cache.evict(needed):
                 return sizes
             if len(self.rows) + len(self._jobs) > 1:
@@ -347,8 +373,8 @@ class Policy:
 
     def _preempt_youngest(self) -> None:
         held = self.rows.held
-        youngest = max(self.rows.active.tolist(), key=lambda slot: (held[slot].age, held[slot].index), default=None)
-        if self._jobs and (youngest is None or self._jobs[-1].age >= held[youngest].age):
+        youngest = max(self.rows.active.tolist(), key=lambda slot: (held[slot].age, held[slot].index), default=-1)
+        if self._jobs and (youngest < 0 or self._jobs[-1].age >= held[youngest].age):
             job = self._jobs[-1]
             self._abort(job)
             job.session.meter.reprefilled_tokens += job.prefill.num_done
@@ -370,7 +396,7 @@ class Policy:
         """One token for every row: those forwarded, those that came back, and the children of nodes that are ready."""
         active = self.rows.active
         fresh, leaves = [row for row, *_ in resumed], [np.array([kv_node for _, kv_node, _ in resumed], np.int32)]
-        states = ([hidden] if len(active) else []) + [state[None] for *_, state in resumed]
+        states = ([] if hidden is None else [hidden]) + [state[None] for *_, state in resumed]
         source = list(range(len(active) + len(resumed)))
         ready = self._take_ready(self.rows.num_free - len(fresh) - sum(job.row is not None for job in self._jobs))
         if ready:
@@ -407,11 +433,18 @@ class Policy:
 
     def _sample(self, states: torch.Tensor, source: np.ndarray, slots: np.ndarray) -> None:
         rows, device = self.rows, self.model.device
-        columns = (source, *(getattr(rows, name)[slots] for name in ("key", "position", "temperature", "top_k", "top_p", "min_p", "state")))
+        columns = (
+            source,
+            *(getattr(rows, name)[slots] for name in ("key", "position", "temperature", "top_k", "top_p", "min_p", "state")),
+        )
         wanted = bool(rows.has_statistics[slots].any())
         table = torch.from_numpy(self.stops.table).to(device)
         drawn = tts_kernels.sample(
-            self.model.logits(states), *(torch.from_numpy(c).to(device) for c in columns), table, int(wanted), backend=self.model.backend
+            self.model.logits(states),
+            *(torch.from_numpy(c).to(device) for c in columns),
+            table,
+            int(wanted),
+            backend=self.model.backend,
         )
         names = ("tokens", "logprobs", "state", "confidence", "certainty")
         rows.record(slots, {name: column.cpu().numpy() for name, column in zip(names, drawn)})

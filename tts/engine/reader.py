@@ -1,4 +1,7 @@
-"""The reader: runs a model over the nodes of search trees, each token once, and hands out the hidden states. What verifiers stand on."""
+"""The reader: runs a model over the nodes of search trees, each token once, and hands out the hidden states.
+
+What every verifier with a model stands on.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,9 @@ class Reader:
     def check(self, num_tokens: int, what: str) -> None:
         """Raise `ValueError` where a text of `num_tokens` cannot be read."""
         if num_tokens > self.model.max_length:
-            raise ValueError(f"{what}: {num_tokens} tokens exceed the window of {self.model.name}, {self.model.max_length}: lower max_tokens")
+            raise ValueError(
+                f"{what}: {num_tokens} tokens exceed the window of {self.model.name}, {self.model.max_length}: lower max_tokens"
+            )
         needed = -(-num_tokens // self.kv.page_size) + 1
         if needed > self.kv.num_pages:
             raise ValueError(
@@ -81,22 +86,21 @@ class Reader:
         self.num_queued_tokens += len(self.cache.tokens_of(node))
 
     def step(self) -> tuple[torch.Tensor, list[Passage]]:
-        """One forward pass: hidden states T[T, E] and the passages that say whose they are. No passage, if nothing was left to read."""
+        """One forward pass: hidden states T[T, E] and the passages that say whose they are; none if nothing was left to read."""
         started = time.perf_counter()
         self._begin()
-        jobs, sizes = self._make_room()
+        prefills, sizes = self._make_room()
         hidden, passages, row = torch.empty(0), [], 0
         if any(sizes):
-            prefills = [job.prefill for job in jobs]
             begins = [prefill.num_done for prefill in prefills]
             none = np.zeros(0, np.int64)
             hidden = batch.forward(self.model, self.kv, none.astype(np.int32), none, none, prefills, sizes)
             self.num_passes += 1
-            for job, begin, size in zip(jobs, begins, sizes):
+            for prefill, begin, size in zip(prefills, begins, sizes):
                 if size:
-                    passages.append(Passage(job.prefill, begin, begin + size, row))
+                    passages.append(Passage(prefill, begin, begin + size, row))
                 row += size
-            self._finish([job for job in jobs if job.prefill.num_left == 0])
+            self._finish()
         self.seconds += time.perf_counter() - started
         return hidden, passages
 
@@ -131,36 +135,43 @@ class Reader:
                     self._leave(job)
             self._jobs = [job for job in self._jobs if id(job) not in ready]
 
-    def _make_room(self) -> tuple[list[_Job], list[int]]:
+    def _under_way(self) -> list[tuple[_Job, Prefill]]:
+        return [(job, job.prefill) for job in self._jobs if job.prefill]
+
+    def _make_room(self) -> tuple[list[Prefill], list[int]]:
         """The prefills in depth-first order and their chunks, for which the pages suffice; the youngest wait."""
         while True:
-            jobs = [job for job in self._jobs if job.prefill]
-            sizes = batch.chunk_sizes([job.prefill for job in jobs], self.max_batch_tokens)
-            needed = batch.pages_needed(self.kv, [job.prefill for job in jobs], sizes)
+            under_way = self._under_way()
+            prefills = [prefill for _, prefill in under_way]
+            sizes = batch.chunk_sizes(prefills, self.max_batch_tokens)
+            needed = batch.pages_needed(self.kv, prefills, sizes)
             if self.cache.evict(needed):
-                order = sorted(range(len(jobs)), key=lambda i: jobs[i].node.order)
-                return [jobs[i] for i in order], [sizes[i] for i in order]
-            if len(jobs) == 1 and self.kv.num_used_pages == 0:
+                order = sorted(range(len(under_way)), key=lambda i: under_way[i][0].node.order)
+                return [prefills[i] for i in order], [sizes[i] for i in order]
+            if len(under_way) == 1 and self.kv.num_used_pages == 0:
                 raise OutOfPages(needed, self.kv.num_free_pages, self.kv.num_pages)
-            self._give_up(jobs[-1])
-            if len(jobs) == 1:  # its prefix may be scattered over half-filled pages; read again, it is compact
+            self._give_up(*under_way[-1])
+            if len(under_way) == 1:  # its prefix may be scattered over half-filled pages; read again, it is compact
                 self.cache.evict(self.kv.num_pages)
                 self._begin()
 
-    def _give_up(self, job: _Job) -> None:
-        job.meter.reprefilled_tokens += job.prefill.num_done
-        self.cache.abort(job.prefill)
+    def _give_up(self, job: _Job, prefill: Prefill) -> None:
+        job.meter.reprefilled_tokens += prefill.num_done
+        self.cache.abort(prefill)
         job.prefill = None
 
-    def _finish(self, done: list[_Job]) -> None:
-        for job in done:
-            again = self.cache.finish(job.prefill)
-            new = len(job.prefill.tokens) - again
+    def _finish(self) -> None:
+        """Enter the prefills whose tokens are all in."""
+        done = [(job, prefill) for job, prefill in self._under_way() if prefill.num_left == 0]
+        for job, prefill in done:
+            again = self.cache.finish(prefill)
+            new = len(prefill.tokens) - again
             job.meter.reprefilled_tokens += again
             job.meter.verifier_tokens += new
             job.meter.verifier_flops += 2.0 * self.model.num_parameters * new
             self._leave(job)
-        self._jobs = [job for job in self._jobs if not (job.prefill and job.prefill.num_left == 0)]
+        gone = {id(job) for job, _ in done}
+        self._jobs = [job for job in self._jobs if id(job) not in gone]
 
     def _leave(self, job: _Job) -> None:
         self.num_queued_tokens -= len(self.cache.tokens_of(job.node))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -107,7 +107,7 @@ class Rows:
 
     def __init__(self, max_rows: int):
         self.max_rows = max_rows
-        self.held: list[Row | None] = [None] * max_rows
+        self.held: list[Any] = [None] * max_rows  # the Row in each slot, None in the free ones
         self.active = np.zeros(0, np.int64)
         self._free = list(range(max_rows - 1, -1, -1))
         for name, dtype in _SCALARS.items():

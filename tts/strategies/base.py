@@ -86,12 +86,12 @@ def find(name: str) -> Strategy:
 
 
 def _errors(field: dataclasses.Field, kind: type, value: Any) -> list[str]:
-    low, high, choices = (field.metadata.get(k) for k in ("low", "high", "choices"))
+    low, high, choices = (field.metadata[k] for k in ("low", "high", "choices"))
     allowed = (int, float) if kind is float else kind
     if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
         return [f"{field.name} must be {kind.__name__}, got {value!r}"]
     if choices and value not in choices:
         return [f"{field.name} must be one of {', '.join(choices)}, got {value!r}"]
-    if low is not None and not low <= value <= high:
+    if low is not None and high is not None and not low <= value <= high:
         return [f"{field.name} must be in [{low}, {high}], got {value!r}"]
     return []

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
-from tts.moves import Allocate, Drop, Expand, Moves, Node, Score, Top
+from tts.moves import Allocate, Drop, Expand, Move, Moves, Node, Score, Top
 from tts.strategies.base import AGGREGATIONS, MAX_WIDTH, SearchProblem, parameter, strategy
 
 
@@ -17,7 +18,9 @@ class Beam:
 
 
 @strategy("beam", source="Snell et al. 2024, section 5.2; Hugging Face search-and-learn")
-def beam(problem: SearchProblem, p: Beam, value: Callable[[list[Node]], Generator] | None = None) -> Moves:
+def beam(
+    problem: SearchProblem, p: Beam, value: Callable[[list[Node]], Generator[Move, Any, list[float]]] | None = None
+) -> Moves:
     """N beams; each round keeps the best N/M by the verifier and expands each into M.
 
     Finished beams are set aside and count against N, so exactly N answers come back. `value` is how lookahead values beams.

@@ -20,7 +20,9 @@ PolicyOption = Annotated[str, typer.Option(help="A model folder, a hub id or zoo
 VerifierOption = Annotated[str, typer.Option(help="The same, or auto, none, rule.")]
 TaskOption = Annotated[str, typer.Option(help="chain, math or auto.")]
 StrategyOption = Annotated[str, typer.Option("--strategy", help="See `tts strategies`.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the strategy; repeatable.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the strategy; repeatable.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 BackendOption = Annotated[str | None, typer.Option(help="One backend for all kernels; the default is the best of each.")]
@@ -127,7 +129,7 @@ def strategies(as_json: JsonOption = False) -> None:
     """Every strategy with its source and parameters."""
     from tts.strategies import STRATEGIES
 
-    entries = [
+    entries: list[dict[str, Any]] = [
         {
             "name": s.name,
             "summary": s.summary,

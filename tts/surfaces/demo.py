@@ -42,7 +42,11 @@ def run(console: Console, errors: Console, limit: int, seed: int) -> list[dict[s
             rows += [_row(rule, n, evaluate(_first(sampled, n, rule, solver), solver.task)) for n in WIDTHS]
         for name in ("beam", "dvts"):
             for n in WIDTHS:
-                rows.append(_row(name, n, evaluate(collect(f"{name} {n}", solver.solve_each(problems, name, n=n, seed=seed)), solver.task)))
+                rows.append(
+                    _row(
+                        name, n, evaluate(collect(f"{name} {n}", solver.solve_each(problems, name, n=n, seed=seed)), solver.task)
+                    )
+                )
         alone = collect("verifier as solver", judge.solve_each(problems, "best_of_n", n=1, temperature=0.0, seed=seed))
         rows.append(_row("verifier used as solver", 1, evaluate(alone, judge.task)))
     _print(console, rows, limit)
@@ -61,7 +65,13 @@ def _aloud(console: Console, solver: Solver, seed: int) -> None:
     while level:
         console.print(f"[dim]step {_depth(result.tree, level[0])}: {len(level)} branches[/dim]")
         for node in sorted(level, key=lambda x: -(x["score"] or 0.0)):
-            fate = "answer" if node["is_candidate"] else f"kept, {len(children[node['id']])} children" if node["id"] in children else "pruned"
+            fate = (
+                "answer"
+                if node["is_candidate"]
+                else f"kept, {len(children[node['id']])} children"
+                if node["id"] in children
+                else "pruned"
+            )
             value = show.score(node["score"] if node["score"] is not None else float("nan"))
             console.print(f"  {value}  {escape(solver.task.show(node['text'])):<32} [dim]{fate}[/dim]", highlight=False)
         level = [child for node in level for child in children.get(node["id"], [])]
@@ -85,7 +95,11 @@ def _first(sampled: Sequence[Result], n: int, rule: str, solver: Solver) -> list
         candidates = result.candidates[:n]
         winner = selection.select([c.answer for c in candidates], [c.score for c in candidates], rule, solver.task.group)
         answer = candidates[winner].answer
-        made.append(replace(result, candidates=candidates, winner=winner, answer=answer, meter=_share(result.meter, candidates, rule, solver)))
+        made.append(
+            replace(
+                result, candidates=candidates, winner=winner, answer=answer, meter=_share(result.meter, candidates, rule, solver)
+            )
+        )
     return made
 
 
@@ -93,9 +107,9 @@ def _share(meter: Meter, candidates: Sequence[Candidate], rule: str, solver: Sol
     """What the first candidates alone have cost; a majority needs no verifier."""
     drawn = sum(step.num_tokens for c in candidates for step in c.steps)
     read = 0 if rule == "majority" else meter.prompt_tokens + drawn
-    policy, verifier = solver.policy.model.num_parameters, solver.verifier.model.num_parameters
-    flops = 2.0 * policy * (meter.prompt_tokens + drawn)
-    return Meter(meter.prompt_tokens, drawn, read, policy_flops=flops, verifier_flops=2.0 * verifier * read)
+    flops = 2.0 * solver.policy.model.num_parameters * (meter.prompt_tokens + drawn)
+    verifier_flops = meter.verifier_flops * read / meter.verifier_tokens
+    return Meter(meter.prompt_tokens, drawn, read, policy_flops=flops, verifier_flops=verifier_flops)
 
 
 def _row(name: str, n: int, found: Evaluation) -> dict[str, Any]:
@@ -112,7 +126,16 @@ def _row(name: str, n: int, found: Evaluation) -> dict[str, Any]:
 
 
 def _print(console: Console, rows: Sequence[dict[str, Any]], limit: int) -> None:
-    table = Table("strategy", "N", "accuracy", "95 % interval", "tokens drawn", "tokens verified", "MFLOP", title=f"{limit} questions, cost a question")
+    table = Table(
+        "strategy",
+        "N",
+        "accuracy",
+        "95 % interval",
+        "tokens drawn",
+        "tokens verified",
+        "MFLOP",
+        title=f"{limit} questions, cost a question",
+    )
     before = rows[0]["strategy"]
     for row in rows:
         if row["strategy"] != before:
@@ -129,12 +152,15 @@ def _print(console: Console, rows: Sequence[dict[str, Any]], limit: int) -> None
             f"{row['mflop']:,.0f}",
         )
     console.print(table)
-    best = max((r for r in rows if r["strategy"] in ("beam", "dvts", "max", "weighted")), key=lambda r: (r["accuracy"], -r["mflop"]))
+    best = max(
+        (r for r in rows if r["strategy"] in ("beam", "dvts", "max", "weighted")), key=lambda r: (r["accuracy"], -r["mflop"])
+    )
     alone = rows[-1]
     comparison = "more" if alone["accuracy"] > best["accuracy"] else "no more"
     console.print(
-        f"The verifier is itself a solver: asked directly, the larger model answers {alone['accuracy']:.0%} right for {alone['mflop']:,.0f} MFLOP, "
-        f"{comparison} than the small policy under its guidance ({best['strategy']}, N={best['n']}: {best['accuracy']:.0%} for {best['mflop']:,.0f} MFLOP), "
-        "so on this task the search shows how verification lifts a weak policy, not that searching is cheaper than a stronger model.",
+        f"The verifier is itself a solver: asked directly, the larger model answers {alone['accuracy']:.0%} right for "
+        f"{alone['mflop']:,.0f} MFLOP, {comparison} than the small policy under its guidance ({best['strategy']}, "
+        f"N={best['n']}: {best['accuracy']:.0%} for {best['mflop']:,.0f} MFLOP), so on this task the search shows how "
+        "verification lifts a weak policy, not that searching is cheaper than a stronger model.",
         highlight=False,
     )

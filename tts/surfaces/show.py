@@ -38,7 +38,15 @@ def cost(meter: Meter) -> str:
 def evaluation(console: Console, found: Evaluation, title: str) -> None:
     """One row: accuracy with its interval, and the cost a problem."""
     meter, count = found.meter, len(found.results)
-    table = Table("strategy", "accuracy", "95 % interval", "policy tokens", "verifier tokens", "MFLOP", title=f"{count} questions, cost a question")
+    table = Table(
+        "strategy",
+        "accuracy",
+        "95 % interval",
+        "policy tokens",
+        "verifier tokens",
+        "MFLOP",
+        title=f"{count} questions, cost a question",
+    )
     low, high = found.ci
     table.add_row(
         title,

@@ -26,11 +26,18 @@ class Problem:
 class Task(Protocol):
     """The four readings of a text that a search needs. All scanners are linear in the text's length."""
 
-    name: str
-    step_stop: tuple[str, ...]
-    """Strings that end a step; they stay in the step's text."""
-    max_tokens: int
-    """Default ceiling on the new tokens of one answer."""
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def step_stop(self) -> tuple[str, ...]:
+        """Strings that end a step; they stay in the step's text."""
+        ...
+
+    @property
+    def max_tokens(self) -> int:
+        """Default ceiling on the new tokens of one answer."""
+        ...
 
     def check(self, question: str) -> None:
         """Raise `ValueError` naming what is wrong with `question`; called before anything is allocated."""

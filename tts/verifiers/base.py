@@ -51,7 +51,8 @@ class Function:
     """
 
     def __init__(self, function: Callable[[str, list[str]], Sequence[float]], name: str = "function"):
-        self.name, self._function, self._queue = name, function, []
+        self.name, self._function = name, function
+        self._queue: list[tuple[str, Node]] = []
         self.num_queued_tokens, self.seconds = 0, 0.0
 
     @property

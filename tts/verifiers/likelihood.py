@@ -17,6 +17,11 @@ LOGIT_BYTES = 64 << 20
 """Ceiling on the logits held at a time: rows are taken in pieces, [tokens, vocabulary] never exists."""
 
 
+def _parent(node: Node) -> Node:
+    assert node.parent is not None, "a prompt has no score"
+    return node.parent
+
+
 class Likelihood:
     """The score of a step is the probability of the whole branch up to it under `model`: exp of the sum of log-probabilities.
 
@@ -26,7 +31,9 @@ class Likelihood:
 
     name = "likelihood"
 
-    def __init__(self, model: Model, num_pages: int, page_size: int = 16, max_batch_tokens: int = 2048, per_token: bool = False):
+    def __init__(
+        self, model: Model, num_pages: int, page_size: int = 16, max_batch_tokens: int = 2048, *, per_token: bool = False
+    ):
         self.model, self.per_token = model, per_token
         self._reader = Reader(model, num_pages, lambda node: node.tokens, page_size, max_batch_tokens)
         self._wanted: set[Node] = set()
@@ -52,7 +59,9 @@ class Likelihood:
     def check_tokenizer(self, policy: Model) -> None:
         """Raise `ValueError` unless the policy's token ids mean the same here."""
         if policy.tokenizer.get_vocab() != self.model.tokenizer.get_vocab():
-            raise ValueError(f"likelihood under {self.model.name} needs the tokenizer of the policy {policy.name}; their vocabularies differ")
+            raise ValueError(
+                f"likelihood under {self.model.name} needs the tokenizer of the policy {policy.name}; their vocabularies differ"
+            )
 
     def check(self, question: str, num_prompt_tokens: int, max_tokens: int) -> None:
         self._reader.check(num_prompt_tokens + max_tokens, f"verifier {self.name}")
@@ -64,7 +73,7 @@ class Likelihood:
             if node not in inner:
                 self._reader.read(node, meter)
 
-    def step(self) -> list[tuple[Node, float]]:
+    def step(self) -> list[tuple[Node, float | Exception]]:
         hidden, passages = self._reader.step()
         self._read_logprobs(hidden, passages)
         ends = [pair for passage in passages for pair in passage.ends()]
@@ -82,19 +91,23 @@ class Likelihood:
             self._tokens.pop(node, None)
             self._total.pop(node, None)
 
-    def _settle(self, node: Node) -> tuple[Node, float]:
+    def _settle(self, node: Node) -> tuple[Node, float | Exception]:
         self._wanted.discard(node)
         logprobs = self._tokens.pop(node, [])
-        above, count = self._total.get(node.parent, (0.0, 0))
+        above, count = self._total.get(_parent(node), (0.0, 0))
         # fsum is exact, so a sum does not depend on how passes cut the node.
         total = above + math.fsum(logprobs)
         count += len(logprobs)
         self._total[node] = (total, count)
         return node, math.exp(total / max(count, 1) if self.per_token else total)
 
-    def _settle_empty(self) -> list[tuple[Node, float]]:
+    def _settle_empty(self) -> list[tuple[Node, float | Exception]]:
         """Nodes without tokens end in no passage: they score as their parents."""
-        empty = [node for node in self._wanted if not len(node.tokens) and (node.parent in self._total or node.parent.parent is None)]
+        empty = [
+            node
+            for node in self._wanted
+            if not len(node.tokens) and (_parent(node) in self._total or _parent(node).end == "prompt")
+        ]
         return [self._settle(node) for node in sorted(empty, key=lambda n: n.order)]
 
     def _read_logprobs(self, hidden: torch.Tensor, passages: list[Passage]) -> None:
@@ -132,8 +145,8 @@ class Likelihood:
     def _states_before(self, firsts: list[tuple[Passage, Node]]) -> torch.Tensor:
         """The states that predict the first tokens of passages: of the chunk before it, or of the node above."""
         cache = self._reader.cache
-        states = [p.prefill.chunk_end[None] if p.begin else None for p, _ in firsts]
-        above = [cache.solid(node.parent) for (p, node), state in zip(firsts, states) if state is None]
+        states = [None if p.prefill.chunk_end is None else p.prefill.chunk_end[None] for p, _ in firsts]
+        above = [cache.solid(_parent(node)) for (p, node), state in zip(firsts, states) if state is None]
         kept = iter(cache.hidden.read(above).split(1)) if above else iter(())
         return torch.cat([next(kept) if state is None else state for state in states])
 

@@ -23,10 +23,13 @@ class Family(Protocol):
     at its last token: `activation(head @ hidden + bias)` of row `label`.
     """
 
-    kind: str
-    """Which transformers class holds the weights: a key of `tts.engine.model.KINDS`."""
-    label: int
-    activation: str
+    @property
+    def label(self) -> int: ...
+
+    @property
+    def activation(self) -> str:
+        """`softmax` over the label rows, or `sigmoid` of one."""
+        ...
 
     def prompt(self, model: Model, question: str) -> list[int]: ...
 
@@ -42,7 +45,6 @@ class TokenClassificationPRM:
     """Any PRM trained with TRL's PRMTrainer: a two-label head at the separator behind each step, softmax, label 1."""
 
     separator: str = "\n"
-    kind: str = "token-classification"
     label: int = 1
     activation: str = "softmax"
 
@@ -110,7 +112,7 @@ class PRM:
             if node not in inner:
                 self._reader.read(node, meter)
 
-    def step(self) -> list[tuple[Node, float]]:
+    def step(self) -> list[tuple[Node, float | Exception]]:
         hidden, passages = self._reader.step()
         ends = [pair for passage in passages for pair in passage.ends()]
         if ends:
@@ -125,7 +127,7 @@ class PRM:
         for node in known:
             del self._tokens[node]
 
-    def _score(self, nodes: list[Node], states: torch.Tensor) -> list[tuple[Node, float]]:
+    def _score(self, nodes: list[Node], states: torch.Tensor) -> list[tuple[Node, float | Exception]]:
         self._wanted.difference_update(nodes)
         before = _FIRST.to(self.model.device).expand(len(nodes), 4)
         with torch.inference_mode():
