@@ -60,7 +60,7 @@ TTS_API int tts_append(int dtype, int64_t N, int64_t G, int64_t D, int64_t P, in
  *   first slot, count); item_indptr i32[W+1] into spans; items i32[W,3] = (q0, q1, is_causal); out T[N,H,D]; lse f32[N,H]
  * H is a multiple of G, D of 8, D <= 256. A query without a token gets out 0, lse -inf. The bits of a query depend on the
  * tokens of its context in their order, not on how items and spans cut them.
- * Bytes: every span once per block of about 64 query heads of a KV head, K and V; q and out once. */
+ * Bytes: every span once per block of up to 128 query heads of a KV head, K and V; q and out once. */
 TTS_API int tts_attend(int dtype, int64_t N, int64_t H, int64_t G, int64_t D, int64_t P, int64_t L, int64_t S, int64_t num_spans,
                        int64_t W, const void* q, int64_t q_token, int64_t q_head, const void* pool, const int32_t* spans,
                        const int32_t* item_indptr, const int32_t* items, int64_t layer, double scale, void* out, float* lse);

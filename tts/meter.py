@@ -27,8 +27,6 @@ class Meter:
 
     reprefilled_tokens: int = 0
     """Tokens read a second time because their pages had been given away."""
-    policy_seconds: float = 0.0
-    verifier_seconds: float = 0.0
     seconds: float = 0.0
     """From the start of the problem's first move to its answer; problems overlap."""
 

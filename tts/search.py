@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 import tts_kernels
-from tts.engine.policy import Policy, Session, Ticket
+from tts.engine.policy import Policy
 from tts.engine.sampling import Sampling, root_key
+from tts.engine.session import Session, Ticket
 from tts.moves import All, Allocate, Drop, Embed, Expand, Rule, Score, Softmax, Top
 from tts.strategies import SearchProblem, Strategy
 from tts.tasks.base import Problem, Task

@@ -26,6 +26,7 @@ typedef float F32x16 __attribute__((vector_size(64)));
 typedef double F64x8 __attribute__((vector_size(64)));
 typedef uint32_t U32x16 __attribute__((vector_size(64)));
 typedef int32_t I32x16 __attribute__((vector_size(64)));
+typedef float F32x8 __attribute__((vector_size(32)));
 typedef float F32x4 __attribute__((vector_size(16)));
 typedef uint32_t U32x4 __attribute__((vector_size(16)));
 
@@ -151,17 +152,19 @@ TTS_INLINE F32x16 splat(float value) { return value - F32x16{}; }
 
 TTS_INLINE F32x16 larger(F32x16 a, F32x16 b) { return a > b ? a : b; }
 
-// The sum of the lanes, as a tree: 8 + 8, 4 + 4, ...
+// Lane i meets lane i + 8, then i + 4, i + 2, i + 1.
 TTS_INLINE float sum_lanes(F32x16 value) {
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) value[i] += value[i + half];
-  return value[0];
+  value += __builtin_shufflevector(value, value, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+  value += __builtin_shufflevector(value, value, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+  value += __builtin_shufflevector(value, value, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+  return value[0] + value[1];
 }
 
 TTS_INLINE float max_lanes(F32x16 value) {
-  float most = value[0];
-  for (int i = 1; i < kLanes; ++i) most = value[i] > most ? value[i] : most;
-  return most;
+  value = larger(value, __builtin_shufflevector(value, value, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+  value = larger(value, __builtin_shufflevector(value, value, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+  value = larger(value, __builtin_shufflevector(value, value, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
+  return value[0] > value[1] ? value[0] : value[1];
 }
 
 // 2^x for x <= 127 within 2 ulp, 0 below -126, NaN for NaN. The polynomial is the minimax one for 2^f on [-.5, .5] (2e-9).
@@ -178,23 +181,58 @@ TTS_INLINE F32x16 exp2(F32x16 x) {
   return x < -126.0f ? F32x16{} : poly * power;
 }
 
-// Writes 16 rows of `count` elements as columns: to[i * stride + r] = rows[r][i].
+// The same 4 elements of 4 rows, or of 8 rows as two halves: rows 0..3 low, rows 4..7 high.
 template <class T>
-TTS_INLINE void transpose16(const T* const* rows, int64_t count, float* to, int64_t stride) {
+TTS_INLINE F32x4 gather4(const T* const* row, int64_t at, F32x4) {
+  return load<4>(*row + at);
+}
+template <class T>
+TTS_INLINE F32x8 gather4(const T* const* row, int64_t at, F32x8) {
+  return __builtin_shufflevector(load<4>(row[0] + at), load<4>(row[4] + at), 0, 1, 2, 3, 4, 5, 6, 7);
+}
+
+TTS_INLINE void interleave(F32x4 a, F32x4 b, F32x4* low, F32x4* high) {
+  *low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+  *high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+}
+TTS_INLINE void interleave(F32x8 a, F32x8 b, F32x8* low, F32x8* high) {
+  *low = __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13);
+  *high = __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+}
+
+TTS_INLINE void interleave_pairs(F32x4 a, F32x4 b, F32x4* low, F32x4* high) {
+  *low = __builtin_shufflevector(a, b, 0, 1, 4, 5);
+  *high = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+}
+TTS_INLINE void interleave_pairs(F32x8 a, F32x8 b, F32x8* low, F32x8* high) {
+  *low = __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13);
+  *high = __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+}
+
+#if defined(__x86_64__)
+using Columns = F32x8;
+#else
+using Columns = F32x4;
+#endif
+constexpr int64_t kTransposedRows = sizeof(Columns) / sizeof(float);
+
+// Writes `num_rows` <= 16 rows of `count` elements as columns: to[i * stride + r] = rows[r][i]. `num_rows` is a multiple of
+// kTransposedRows; the lanes of the columns behind are left as they are.
+template <class T>
+TTS_INLINE void transpose_rows(const T* const* rows, int64_t num_rows, int64_t count, float* to, int64_t stride) {
   int64_t i = 0;
   for (; i + 4 <= count; i += 4)
-    for (int r = 0; r < kLanes; r += 4) {
-      const F32x4 a = load<4>(rows[r] + i), b = load<4>(rows[r + 1] + i);
-      const F32x4 c = load<4>(rows[r + 2] + i), d = load<4>(rows[r + 3] + i);
-      const F32x4 ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-      const F32x4 cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-      const F32x4 columns[4] = {
-          __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5), __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7),
-          __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5), __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7)};
-      for (int j = 0; j < 4; ++j) std::memcpy(to + (i + j) * stride + r, &columns[j], sizeof(F32x4));
+    for (int64_t r = 0; r < num_rows; r += kTransposedRows) {
+      Columns quad[4], mixed[4], column[4];
+      for (int64_t j = 0; j < 4; ++j) quad[j] = gather4(rows + r + j, i, Columns{});
+      interleave(quad[0], quad[1], &mixed[0], &mixed[1]);
+      interleave(quad[2], quad[3], &mixed[2], &mixed[3]);
+      interleave_pairs(mixed[0], mixed[2], &column[0], &column[1]);
+      interleave_pairs(mixed[1], mixed[3], &column[2], &column[3]);
+      for (int64_t j = 0; j < 4; ++j) std::memcpy(to + (i + j) * stride + r, &column[j], sizeof(Columns));
     }
   for (; i < count; ++i)
-    for (int r = 0; r < kLanes; ++r) to[i * stride + r] = load1(rows[r] + i);
+    for (int64_t r = 0; r < num_rows; ++r) to[i * stride + r] = load1(rows[r] + i);
 }
 
 // Calls body(T{}) with the storage type that `dtype` names; false if it names none.

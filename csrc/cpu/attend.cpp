@@ -1,6 +1,6 @@
 // attend: out[i,h] = softmax(scale * q[i,h] @ K) @ V over the tokens of the work items that cover query i.
 //
-// A task is a block of consecutive queries x one KV head: about 64 query heads, which share every read of K and V. It reads
+// A task is a block of consecutive queries x one KV head: 16 to 128 query heads, which share every read of K and V. It reads
 // 2*D elements per token of the items that overlap the block, and q and out once. Two passes over the context: all scores
 // (a lane is a token, the sum runs over d in order), then per query head the maximum, exp2 and the sum, then the values (a lane
 // is a d). Invariant: what a query accumulates depends on the position of a token in its own context and on nothing else:
@@ -18,8 +18,9 @@ namespace tts {
 namespace {
 
 constexpr int64_t kTileTokens = 64;
-constexpr int64_t kBlockHeads = 64;        // query heads per task ...
-constexpr int64_t kBlockScores = 1 << 18;  // ... and their scores, at most 1 MB where one query allows it
+constexpr int64_t kMinBlockHeads = 16, kMaxBlockHeads = 128;  // query heads per task ...
+constexpr int64_t kBlockScores = 1 << 18;                     // ... and their scores, at most 1 MB where one query allows it
+constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kMaxHeadDim = 256;
 constexpr int64_t kPhases = 4;              // partial sums of the values: hides the latency of dependent multiply-adds
 constexpr int64_t kParallelWork = 1 << 17;  // multiply-adds below which a second thread costs more than it saves
@@ -81,7 +82,9 @@ void measure_contexts(const Attend& p, Schedule& s) {
 
 void assign_items(const Attend& p, Schedule& s) {
   const int64_t group = p.H / p.G;
-  s.block_queries = std::max<int64_t>(1, std::min(kBlockHeads, kBlockScores / s.context_capacity) / group);
+  const int64_t share = p.N * p.H / (kTasksPerThread * max_threads());
+  const int64_t heads = std::min(std::clamp(share, kMinBlockHeads, kMaxBlockHeads), kBlockScores / s.context_capacity);
+  s.block_queries = std::max<int64_t>(1, heads / group);
   s.num_blocks = (p.N + s.block_queries - 1) / s.block_queries;
   s.block_indptr.assign(static_cast<size_t>(s.num_blocks) + 1, 0);
   const auto for_each_block = [&](auto&& visit) {
@@ -113,35 +116,41 @@ struct Head {
   TTS_INLINE const T* row(int64_t page, int64_t slot) const { return first_page + page * page_stride + slot * dim; }
 };
 
-// The tokens of one work item in order.
+// The tokens of one work item in order: `left_` rows from `row_` on, then those of the spans from `span_` on.
 template <class T>
 class Tokens {
  public:
   Tokens(const Attend& p, const Head<T>& head, int64_t item) : head_(head), span_(p.spans + p.item_indptr[item] * 3) {}
 
   TTS_INLINE const T* next_row() {
-    while (used_ == span_[2]) span_ += 3, used_ = 0;
-    return head_.row(span_[0], span_[1] + used_++);
+    for (; left_ == 0; span_ += 3) {
+      row_ = head_.row(span_[0], span_[1]);
+      left_ = span_[2];
+    }
+    --left_;
+    row_ += head_.dim;
+    return row_ - head_.dim;
+  }
+
+  // Asks for the next `count` rows, so that they arrive while others are worked on: pages lie anywhere.
+  void prefetch(int64_t count) const {
+    prefetch_rows(row_, std::min(left_, count));
+    count -= left_;
+    for (const int32_t* span = span_; count > 0; count -= span[2], span += 3)
+      prefetch_rows(head_.row(span[0], span[1]), std::min<int64_t>(span[2], count));
   }
 
  private:
+  void prefetch_rows(const T* row, int64_t count) const {
+    const int64_t bytes = count * head_.dim * static_cast<int64_t>(sizeof(T));
+    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(reinterpret_cast<const char*>(row) + byte);
+  }
+
   const Head<T>& head_;
   const int32_t* span_;
-  int64_t used_ = 0;
+  const T* row_ = nullptr;
+  int64_t left_ = 0;
 };
-
-// Asks for the first tile of an item, so that it arrives while another item is worked on: pages lie anywhere.
-template <class T>
-void prefetch(const Attend& p, const Head<T>& head, int64_t item) {
-  int64_t left = kTileTokens;
-  for (int64_t i = p.item_indptr[item]; i < p.item_indptr[item + 1] && left > 0; ++i) {
-    const int32_t* span = p.spans + i * 3;
-    const char* first = reinterpret_cast<const char*>(head.row(span[0], span[1]));
-    const int64_t bytes = std::min<int64_t>(span[2], left) * p.D * static_cast<int64_t>(sizeof(T));
-    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(first + byte);
-    left -= span[2];
-  }
-}
 
 // Memory of one task. Rows are query heads: query r of the block and head j of the group are row r * group + j.
 struct Workspace {
@@ -222,7 +231,7 @@ TTS_CLONES float softmax_row(float* scores, int64_t count, float* total) {
     store(scores + i, weight);
   }
   *total = sum_lanes(sum);
-  return static_cast<float>(maximum + std::log(static_cast<double>(*total)));
+  return maximum + std::log(*total);
 }
 
 // sums[i][(position[i] + t) % 4] += weights[i][t] * values[t] for ROWS rows and `tokens` tokens.
@@ -277,8 +286,9 @@ template <class T>
 TTS_CLONES void pack_keys(Tokens<T>& tokens, int64_t count, int64_t dim, float* tile) {
   for (int64_t t = 0; t < count; t += kLanes) {
     const T* rows[kLanes];
-    for (int64_t i = 0; i < kLanes; ++i) rows[i] = t + i < count ? tokens.next_row() : rows[i - 1];
-    transpose16(rows, dim, tile + t * dim, kLanes);
+    const int64_t num_rows = std::min<int64_t>(kLanes, round_up(count - t, kTransposedRows));
+    for (int64_t i = 0; i < num_rows; ++i) rows[i] = t + i < count ? tokens.next_row() : rows[i - 1];
+    transpose_rows(rows, num_rows, dim, tile + t * dim, kLanes);
   }
 }
 
@@ -286,15 +296,16 @@ template <class T>
 TTS_CLONES void pack_values(Tokens<T>& tokens, int64_t count, int64_t dim, float* tile) {
   for (int64_t t = 0; t < count; ++t) {
     const T* row = tokens.next_row();
-    for (int64_t d = 0; d < dim; d += kLanes) store(tile + t * round_up(dim, kLanes) + d, load_some(row + d, dim - d));
+    for (int64_t d = 0; d < dim; d += kLanes, tile += kLanes) store(tile, load_some(row + d, dim - d));
   }
 }
 
+// The rows of a block: query heads of one KV head, all of a query, then those of the next one.
 template <class T>
-TTS_CLONES void load_queries(const T* from, int64_t rows, int64_t group, int64_t q_token, int64_t q_head, int64_t dim,
-                             float* to) {
-  for (int64_t row = 0; row < rows; ++row)
-    for (int64_t d = 0; d < dim; ++d) to[row * dim + d] = load1(from + row / group * q_token + row % group * q_head + d);
+TTS_CLONES void load_queries(const T* from, int64_t queries, int64_t group, int64_t q_token, int64_t q_head, int64_t dim, float* to) {
+  for (int64_t query = 0; query < queries; ++query)
+    for (int64_t head = 0; head < group; ++head, to += dim)
+      for (int64_t d = 0; d < dim; ++d) to[d] = load1(from + query * q_token + head * q_head + d);
 }
 
 template <class T>
@@ -326,7 +337,7 @@ class Task {
 
   void run() {
     const T* q = static_cast<const T*>(p_.q) + first_query_ * p_.q_token + g_ * group_ * p_.q_head;
-    load_queries(q, rows_, group_, p_.q_token, p_.q_head, p_.D, ws_.queries);
+    load_queries(q, num_queries_, group_, p_.q_token, p_.q_head, p_.D, ws_.queries);
     std::fill_n(ws_.sums, rows_ * kPhases * padded_, 0.0f);
     for_each_item(keys_, [&](int64_t w, int64_t first, int64_t last, int64_t tokens) { score_item(w, first, last, tokens); });
     for (int64_t row = 0; row < rows_; ++row) normalize_row(row);
@@ -343,7 +354,10 @@ class Task {
     const auto end = static_cast<size_t>(s_.block_indptr[block_ + 1]);
     for (auto i = static_cast<size_t>(s_.block_indptr[block_]); i < end; ++i) {
       const int64_t w = s_.block_items[i], tokens = s_.item_tokens[static_cast<size_t>(w)];
-      if (i + 1 < end) prefetch(p_, head, s_.block_items[i + 1]);
+      if (i + 1 < end) {
+        const int64_t following = s_.block_items[i + 1];
+        Tokens<T>(p_, head, following).prefetch(std::min(kTileTokens, s_.item_tokens[static_cast<size_t>(following)]));
+      }
       const int32_t* item = p_.items + w * 3;
       const int64_t first = (std::max<int64_t>(item[0], first_query_) - first_query_) * group_;
       const int64_t last = (std::min<int64_t>(item[1], first_query_ + num_queries_) - first_query_) * group_;
@@ -361,6 +375,7 @@ class Task {
     for (int64_t done = 0; done < num_tokens; done += kTileTokens) {
       const int64_t tokens = std::min(kTileTokens, num_tokens - done);
       pack_keys(keys, tokens, p_.D, ws_.tile);
+      keys.prefetch(std::min(kTileTokens, num_tokens - done - tokens));
       score_block(ws_, first, last, p_.D, s_.context_capacity, done, tokens, p_.scale);
     }
   }
@@ -370,6 +385,7 @@ class Task {
     for (int64_t done = 0; done < num_tokens; done += kTileTokens) {
       const int64_t tokens = std::min(kTileTokens, num_tokens - done);
       pack_values(values, tokens, p_.D, ws_.tile);
+      values.prefetch(std::min(kTileTokens, num_tokens - done - tokens));
       weigh_block(ws_, first, last, padded_, s_.context_capacity, done, tokens);
     }
   }

@@ -70,7 +70,7 @@ TTS_INLINE void pack_tile(const Linear& p, int64_t n0, int64_t vectors, int64_t 
     const T* rows[kLanes];
     for (int64_t i = 0; i < kLanes; ++i)
       rows[i] = static_cast<const T*>(p.weight) + std::min(n0 + v * kLanes + i, p.N - 1) * p.K + k0;
-    transpose16(rows, depth, tile + v * kLanes, kTileColumns);
+    transpose_rows(rows, kLanes, depth, tile + v * kLanes, kTileColumns);
   }
 }
 

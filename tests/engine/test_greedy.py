@@ -6,8 +6,9 @@ from tiny_models import make_folder
 from transformers import AutoModelForCausalLM
 
 from tts.engine.model import Model
-from tts.engine.policy import Policy, Session
+from tts.engine.policy import Policy
 from tts.engine.sampling import Sampling
+from tts.engine.session import Session
 from tts.moves import Answer, Expand, Steps, Tokens
 from tts.tree import Prompt
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,47 +19,14 @@ from tts.engine import batch
 from tts.engine.cache import HiddenStates, Prefill, TreeCache
 from tts.engine.model import Model
 from tts.engine.rows import Recipe, Row, Rows
-from tts.engine.sampling import Sampling, child_key, root_key
+from tts.engine.sampling import child_key, root_key
+from tts.engine.session import Session, Ticket
 from tts.engine.stops import EOS, KIND_SHIFT, STEP, STOP, StopTable
-from tts.meter import Meter
 from tts.moves import Answer, Embed, Expand, Steps, Tokens
 from tts.tree import Node, Prompt
 from tts_kernels.pages import OutOfPages
 
 UNLIMITED = 1 << 30
-
-
-@dataclass(eq=False)
-class Session:
-    """One problem as an engine sees it: how to write its prompts, how to draw, whom to charge."""
-
-    id: str
-    seed: int
-    sampling: Sampling
-    max_tokens: int
-    step_stop: tuple[str, ...]
-    render: Callable[[Prompt], str | Sequence[dict[str, str]]]
-    order: int = 0
-    """Its place among the problems that run."""
-    meter: Meter = field(default_factory=Meter)
-    roots: dict[Prompt, Node] = field(default_factory=dict)
-    nodes: list[Node] = field(default_factory=list)
-    """Every node that was decoded, in order of completion."""
-
-
-@dataclass(eq=False)
-class Ticket:
-    """A move in progress: `results` in order, filled as they come."""
-
-    session: Session
-    results: list
-    num_left: int
-
-    def put(self, index: int, result: object) -> bool:
-        """Enter one result; whether it was the last."""
-        self.results[index] = result
-        self.num_left -= 1
-        return self.num_left == 0
 
 
 @dataclass(eq=False)

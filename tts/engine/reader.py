@@ -76,8 +76,8 @@ class Reader:
         needed = -(-num_tokens // self.kv.page_size) + 1
         if needed > self.kv.num_pages:
             raise ValueError(
-                f"{what}: reading one branch of {num_tokens} tokens needs {needed} pages of {self.kv.page_size} tokens, the pool has "
-                f"{self.kv.num_pages}: make the pool larger or lower max_tokens"
+                f"{what}: reading one branch of {num_tokens} tokens needs {needed} pages of {self.kv.page_size} tokens, "
+                f"the pool has {self.kv.num_pages}: make the pool larger or lower max_tokens"
             )
 
     def read(self, node: Node, meter: Meter) -> None:

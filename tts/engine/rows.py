@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from tts.engine.sampling import Sampling
+from tts.engine.session import Ticket
 from tts.moves import Confidence
 from tts.tree import Node
-
-if TYPE_CHECKING:
-    from tts.engine.policy import Ticket
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the shipped models can do: ``python -m tts.zoo.measure NAME [--judge NAME] [--questions 300] [--samples 64]``.
+"""What the shipped models can do: ``python -m tts.zoo.measure NAME [--judges NAME ...] [--questions 300] [--samples 64]``.
 
 Plain transformers and no search: the figures that a search with the same samples should reach or beat.
 """
@@ -8,16 +8,17 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import comb
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 
 from tts import zoo
 from tts.tasks.base import Problem
-from tts.tasks.chain import END, Chain, natural
+from tts.tasks.chain import END, Chain, natural, step_truth
 
 TASK = Chain()
 
@@ -36,7 +37,7 @@ class Solver:
     def solutions(self, questions: Sequence[str], temperature: float) -> list[str]:
         """One solution for each of `questions`, all of the same length; temperature 0 is greedy."""
         choice = (
-            {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
+            {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
         )
         ids = self._ids(questions)
         out = self.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=TASK.max_tokens, **choice)
@@ -72,6 +73,10 @@ def sample_all(solver: Solver, problems: Sequence[Problem], num_samples: int, te
 
 def _is_right(problem: Problem, text: str) -> bool:
     return TASK.extract(text) == problem.gold
+
+
+def _is_true(problem: Problem, text: str) -> bool:
+    return all(step_truth(problem.question, text))
 
 
 def _share(hits: Sequence[float]) -> float:
@@ -129,37 +134,48 @@ def chance_coverage(problems: Sequence[Problem], k: int, knows_start: bool) -> f
     return round(sum(1 - (1 - 0.01 ** states_to_guess(p)) ** k for p in problems) / len(problems), 6)
 
 
+def figures(
+    solver: Solver, problems: Sequence[Problem], num_samples: int, temperature: float, judges: Mapping[str, Solver]
+) -> dict[str, Any]:
+    """All figures of `solver`; each of `judges` picks by likelihood among the same samples."""
+    greedy = sample_all(solver, problems, 1, temperature=0.0)
+    samples = sample_all(solver, problems, num_samples, temperature)
+    return {
+        "greedy": pass_at_1(problems, greedy),
+        "pass@1": pass_at_1(problems, samples),
+        "coverage": {str(k): coverage(problems, samples, k) for k in (1, 4, 16, 64) if k <= num_samples},
+        "majority": majority(problems, samples),
+        "best of by likelihood": {name: best_of(problems, samples, judge) for name, judge in judges.items()},
+        "chance coverage": chance_coverage(problems, num_samples, knows_start=False),
+        "chance coverage, start copied": chance_coverage(problems, num_samples, knows_start=True),
+        "unparsable": _share([TASK.extract(t) is None for p in problems for t in samples[p.id]]),
+        "right answer, wrong steps": _share([_is_right(p, t) and not _is_true(p, t) for p in problems for t in samples[p.id]]),
+    }
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", help=f"a shipped model ({', '.join(zoo.names())}) or a folder")
-    parser.add_argument("--judge", help="the model whose likelihood picks the best sample")
+    parser = argparse.ArgumentParser(prog="python -m tts.zoo.measure", description="Figures of a shipped model.")
+    parser.add_argument("model", type=_folder, help=f"{', '.join(zoo.names())} or a folder")
+    parser.add_argument("--judges", nargs="*", default=[], help="models whose likelihood picks the best sample")
     parser.add_argument("--questions", type=int, default=300)
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--temperature", type=float, default=0.8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", action="store_true", help="keep the figures in the model's data sheet")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
-    problems = natural(args.questions, args.seed)
-    print(json.dumps(figures(args, problems), indent=2))
+    measured = {"natural questions": args.questions, "seed": args.seed, "samples": args.samples, "temperature": args.temperature}
+    judges = {name: Solver(_folder(name)) for name in args.judges}
+    measured |= figures(Solver(args.model), natural(args.questions, args.seed), args.samples, args.temperature, judges)
+    print(json.dumps(measured, indent=2))
+    if args.write:
+        sheet = args.model / "DATASHEET.json"
+        sheet.write_text(json.dumps(json.loads(sheet.read_text()) | {"figures": measured}, indent=2) + "\n")
 
 
 def _folder(name: str) -> Path:
     return zoo.path(name) if name in zoo.names() else Path(name)
-
-
-def figures(args: argparse.Namespace, problems: Sequence[Problem]) -> dict:
-    solver, n = Solver(_folder(args.model)), args.samples
-    out = {"greedy": pass_at_1(problems, sample_all(solver, problems, 1, 0.0))}
-    samples = sample_all(solver, problems, n, args.temperature)
-    out["pass@1"] = pass_at_1(problems, samples)
-    out["majority"] = majority(problems, samples)
-    out["coverage"] = {k: coverage(problems, samples, k) for k in (1, 4, 16, 64) if k <= n}
-    out["unparsable"] = _share([TASK.extract(t) is None for p in problems for t in samples[p.id]])
-    out["chance"] = {f"knows_start={b}": chance_coverage(problems, n, b) for b in (False, True)}
-    if args.judge:
-        out["best-of by " + args.judge] = best_of(problems, samples, Solver(_folder(args.judge)))
-    return out
 
 
 if __name__ == "__main__":

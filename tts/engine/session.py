@@ -1,0 +1,43 @@
+"""A problem and a move as an engine sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from tts.engine.sampling import Sampling
+from tts.meter import Meter
+from tts.tree import Node, Prompt
+
+
+@dataclass(eq=False)
+class Session:
+    """One problem as an engine sees it: how to write its prompts, how to draw, whom to charge."""
+
+    id: str
+    seed: int
+    sampling: Sampling
+    max_tokens: int
+    step_stop: tuple[str, ...]
+    render: Callable[[Prompt], str | Sequence[dict[str, str]]]
+    order: int = 0
+    """Its place among the problems that run."""
+    meter: Meter = field(default_factory=Meter)
+    roots: dict[Prompt, Node] = field(default_factory=dict)
+    nodes: list[Node] = field(default_factory=list)
+    """Every node that was decoded, in order of completion."""
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A move in progress: `results` in order, filled as they come."""
+
+    session: Session
+    results: list
+    num_left: int
+
+    def put(self, index: int, result: object) -> bool:
+        """Enter one result; whether it was the last."""
+        self.results[index] = result
+        self.num_left -= 1
+        return self.num_left == 0
