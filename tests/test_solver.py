@@ -152,9 +152,9 @@ def test_attention_that_is_not_ordinary_is_refused_at_load(tmp_path, changes, me
 
 def test_a_sliding_window_shorter_than_the_run_is_refused(tmp_path):
     solver = Solver(make_folder(tmp_path, "mistral", sliding_window=640), None, kv_bytes=1 << 24)
-    with pytest.raises(ValueError, match=r"more than the model's window of 640: lower max_tokens to \d+"):
+    with pytest.raises(ValueError, match=r"more than the window of .*, 640: lower max_tokens to \d+"):
         solver.solve("1?", "best_of_n", n=1, max_tokens=600)
-    with pytest.raises(ValueError, match="more than the model's window of 640: shorten the problem"):
+    with pytest.raises(ValueError, match="more than the window of .*, 640: shorten the problem"):
         solver.solve("1?" * 100, "best_of_n", n=1, max_tokens=5)
     assert len(solver.solve("1?", "best_of_n", n=1, max_tokens=5).candidates) == 1
 

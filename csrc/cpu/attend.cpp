@@ -8,6 +8,7 @@
 // not depend on how items and spans cut the context, on the other queries or on the thread count.
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <vector>
 
 #include "common/check.h"
@@ -21,6 +22,7 @@ constexpr int64_t kTileTokens = 64;
 constexpr int64_t kMinBlockHeads = 16, kMaxBlockHeads = 128;  // query heads per task ...
 constexpr int64_t kBlockScores = 1 << 18;                     // ... and their scores, at most 1 MB where one query allows it
 constexpr int64_t kTasksPerThread = 4;
+constexpr int64_t kMinSharers = 8;  // rows that must share values before a copy of them pays
 constexpr int64_t kMaxHeadDim = 256;
 constexpr int64_t kPhases = 4;              // partial sums of the values: hides the latency of dependent multiply-adds
 constexpr int64_t kParallelWork = 1 << 17;  // multiply-adds below which a second thread costs more than it saves
@@ -116,40 +118,41 @@ struct Head {
   TTS_INLINE const T* row(int64_t page, int64_t slot) const { return first_page + page * page_stride + slot * dim; }
 };
 
-// The tokens of one work item in order: `left_` rows from `row_` on, then those of the spans from `span_` on.
+// The tokens of one work item in order, run by run: the rows of a run follow each other in memory.
 template <class T>
 class Tokens {
  public:
+  struct Run {
+    const T* rows;
+    int64_t count;
+  };
+
   Tokens(const Attend& p, const Head<T>& head, int64_t item) : head_(head), span_(p.spans + p.item_indptr[item] * 3) {}
 
-  TTS_INLINE const T* next_row() {
-    for (; left_ == 0; span_ += 3) {
-      row_ = head_.row(span_[0], span_[1]);
-      left_ = span_[2];
-    }
-    --left_;
-    row_ += head_.dim;
-    return row_ - head_.dim;
+  // The next run, cut to `most` rows; the item must have tokens left.
+  TTS_INLINE Run next_run(int64_t most) {
+    for (; rest_.count == 0; span_ += 3) rest_ = run_of(span_);
+    const Run run{rest_.rows, std::min(rest_.count, most)};
+    rest_ = {run.rows + run.count * head_.dim, rest_.count - run.count};
+    return run;
   }
 
   // Asks for the next `count` rows, so that they arrive while others are worked on: pages lie anywhere.
   void prefetch(int64_t count) const {
-    prefetch_rows(row_, std::min(left_, count));
-    count -= left_;
-    for (const int32_t* span = span_; count > 0; count -= span[2], span += 3)
-      prefetch_rows(head_.row(span[0], span[1]), std::min<int64_t>(span[2], count));
+    Run run = rest_;
+    for (const int32_t* span = span_; count > 0; run = run_of(span), span += 3) {
+      const int64_t bytes = std::min(run.count, count) * head_.dim * static_cast<int64_t>(sizeof(T));
+      for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(reinterpret_cast<const char*>(run.rows) + byte);
+      if ((count -= run.count) <= 0) break;
+    }
   }
 
  private:
-  void prefetch_rows(const T* row, int64_t count) const {
-    const int64_t bytes = count * head_.dim * static_cast<int64_t>(sizeof(T));
-    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(reinterpret_cast<const char*>(row) + byte);
-  }
+  TTS_INLINE Run run_of(const int32_t* span) const { return {head_.row(span[0], span[1]), span[2]}; }
 
   const Head<T>& head_;
-  const int32_t* span_;
-  const T* row_ = nullptr;
-  int64_t left_ = 0;
+  const int32_t* span_;  // the one after the run at hand
+  Run rest_{nullptr, 0};
 };
 
 // Memory of one task. Rows are query heads: query r of the block and head j of the group are row r * group + j.
@@ -260,9 +263,9 @@ TTS_INLINE void weigh_rows(const float* const* weights, const float* values, int
   }
 }
 
-// Adds the tile's values to rows first..last-1, to each as many as it sees: `done` tokens of the item came in earlier tiles.
-TTS_CLONES void weigh_block(const Workspace& ws, int64_t first, int64_t last, int64_t padded, int64_t capacity, int64_t done,
-                            int64_t tokens) {
+// Adds `values` to rows first..last-1, to each as many as it sees: `done` tokens of the item came before.
+TTS_CLONES void weigh_block(const Workspace& ws, const float* values, int64_t first, int64_t last, int64_t padded,
+                            int64_t capacity, int64_t done, int64_t tokens) {
   const auto shown = [&](int64_t row)
                          TTS_INLINE_LAMBDA { return std::max<int64_t>(0, std::min(tokens, ws.visible[row] - done)); };
   for (int64_t row = first, rows; row < last; row += rows) {
@@ -276,27 +279,35 @@ TTS_CLONES void weigh_block(const Workspace& ws, int64_t first, int64_t last, in
       sums[i] = ws.sums + (row + i) * kPhases * padded;
     }
     if (rows == 4)
-      weigh_rows<4>(weights, ws.tile, shown(row), padded, sums, position);
+      weigh_rows<4>(weights, values, shown(row), padded, sums, position);
     else
-      weigh_rows<1>(weights, ws.tile, shown(row), padded, sums, position);
+      weigh_rows<1>(weights, values, shown(row), padded, sums, position);
   }
 }
 
+// tile[t / 16, d, t % 16] = key t of the next `count` tokens. Lanes behind the last token hold anything; they are never read.
 template <class T>
 TTS_CLONES void pack_keys(Tokens<T>& tokens, int64_t count, int64_t dim, float* tile) {
-  for (int64_t t = 0; t < count; t += kLanes) {
-    const T* rows[kLanes];
-    const int64_t num_rows = std::min<int64_t>(kLanes, round_up(count - t, kTransposedRows));
-    for (int64_t i = 0; i < num_rows; ++i) rows[i] = t + i < count ? tokens.next_row() : rows[i - 1];
-    transpose_rows(rows, num_rows, dim, tile + t * dim, kLanes);
+  const T* rows[kTileTokens];
+  int64_t filled = 0;
+  while (filled < count) {
+    const auto run = tokens.next_run(count - filled);
+    for (int64_t i = 0; i < run.count; ++i) rows[filled + i] = run.rows + i * dim;
+    filled += run.count;
   }
+  for (; filled % kTransposedRows != 0; ++filled) rows[filled] = rows[filled - 1];
+  for (int64_t t = 0; t < filled; t += kLanes)
+    transpose_rows(rows + t, std::min<int64_t>(kLanes, filled - t), dim, tile + t * dim, kLanes);
 }
 
+// tile[t, 0:dim] = value t of the next `count` tokens, rows padded with 0 to whole vectors.
 template <class T>
 TTS_CLONES void pack_values(Tokens<T>& tokens, int64_t count, int64_t dim, float* tile) {
-  for (int64_t t = 0; t < count; ++t) {
-    const T* row = tokens.next_row();
-    for (int64_t d = 0; d < dim; d += kLanes, tile += kLanes) store(tile, load_some(row + d, dim - d));
+  while (count > 0) {
+    const auto run = tokens.next_run(count);
+    for (int64_t i = 0; i < run.count; ++i)
+      for (int64_t d = 0; d < dim; d += kLanes, tile += kLanes) store(tile, load_some(run.rows + i * dim + d, dim - d));
+    count -= run.count;
   }
 }
 
@@ -382,12 +393,25 @@ class Task {
 
   void weigh_item(int64_t w, int64_t first, int64_t last, int64_t num_tokens) {
     Tokens<T> values(p_, values_, w);
-    for (int64_t done = 0; done < num_tokens; done += kTileTokens) {
-      const int64_t tokens = std::min(kTileTokens, num_tokens - done);
-      pack_values(values, tokens, p_.D, ws_.tile);
+    for (int64_t done = 0, tokens; done < num_tokens; done += tokens) {
+      const float* rows = next_values(values, last - first, num_tokens - done, &tokens);
       values.prefetch(std::min(kTileTokens, num_tokens - done - tokens));
-      weigh_block(ws_, first, last, padded_, s_.context_capacity, done, tokens);
+      weigh_block(ws_, rows, first, last, padded_, s_.context_capacity, done, tokens);
     }
+  }
+
+  // The next values as float32 rows of whole vectors: in place where they are that and too few rows share them to pay for a
+  // copy, else packed into the tile.
+  const float* next_values(Tokens<T>& values, int64_t sharers, int64_t left, int64_t* tokens) {
+    if constexpr (std::is_same<T, float>::value)
+      if (sharers < kMinSharers && padded_ == p_.D) {
+        const auto run = values.next_run(left);
+        *tokens = run.count;
+        return run.rows;
+      }
+    *tokens = std::min(kTileTokens, left);
+    pack_values(values, *tokens, p_.D, ws_.tile);
+    return ws_.tile;
   }
 
   void normalize_row(int64_t row) {

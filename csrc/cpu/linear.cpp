@@ -5,6 +5,7 @@
 // Invariant: lane (m, n) holds the sum over blocks of 128 k of the sums within the block, both in order of k. No other row and
 // no tile size enters it, so a row's bits do not depend on M, on the tiling or on the thread count.
 #include <algorithm>
+#include <type_traits>
 
 #include "common/check.h"
 #include "common/simd.h"

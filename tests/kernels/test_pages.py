@@ -206,7 +206,7 @@ class PagedKVMachine(RuleBasedStateMachine):
 
 
 TestPagedKV = PagedKVMachine.TestCase
-TestPagedKV.settings = settings(max_examples=120, stateful_step_count=30, deadline=None, derandomize=True)
+TestPagedKV.settings = settings(max_examples=60, stateful_step_count=30, deadline=None, derandomize=True)
 
 
 # ---- examples
@@ -276,7 +276,7 @@ def test_a_fork_takes_no_page_until_it_holds_a_token():
 @pytest.mark.parametrize("page_size", [1, 2, 3, 4])
 def test_what_is_left_of_a_node_after_a_split_can_grow_again(page_size):
     """Cut at every point, once or twice, the lower parts given back: the upper part grows where they were."""
-    for total, growth, one_by_one in itertools.product(range(2, 9), range(1, 6), (False, True)):
+    for total, growth, one_by_one in itertools.product(range(2, 8), (1, 2, 5), (False, True)):
         for first, second in itertools.combinations_with_replacement(range(1, total), 2):
             kv = make_kv(20, page_size)
             (node,) = kv.add([-1])

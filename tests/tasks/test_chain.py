@@ -92,7 +92,10 @@ def test_extract_reads_six_digits_after_the_last_mark_with_or_without_the_end(be
     assert CHAIN.extract(before + "A" + digits + "$" * ended) == digits
 
 
-@pytest.mark.parametrize("text", ["", "842545$", "A84254$", "A8425451", "A842545;", "A842545A", "A842545$\n", "A٨٤٢٥٤٥", "A842545$$"])
+NO_ANSWER = ["", "842545$", "A84254$", "A8425451", "A842545;", "A842545A", "A842545$\n", "A842545$$", "A٨٤٢٥٤٥"]
+
+
+@pytest.mark.parametrize("text", NO_ANSWER)
 def test_extract_finds_nothing_unless_exactly_six_digits_follow(text):
     assert CHAIN.extract(text) is None
 
@@ -129,7 +132,7 @@ def test_a_malformed_question_is_refused_with_the_example(question):
 
 def test_the_prompt_is_the_question_and_other_templates_are_refused():
     assert CHAIN.render("solve", EXAMPLE, (), {}) == EXAMPLE
-    with pytest.raises(ValueError, match="revise.*it has: solve"):
+    with pytest.raises(ValueError, match="'revise'; it has: solve"):
         CHAIN.render("revise", EXAMPLE, (), {})
 
 

@@ -54,7 +54,7 @@ def test_the_shipped_tokenizer_is_the_one_the_recipe_builds(name):
 
 
 def test_a_character_outside_the_task_is_an_error():
-    with pytest.raises(Exception, match="unk"):
+    with pytest.raises(Exception, match="UNK"):
         TOKENIZER("Q94a-3; what?")
 
 

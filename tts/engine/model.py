@@ -158,6 +158,22 @@ class Model:
         sizes = (self.config.num_hidden_layers, self.num_kv_heads, self.head_dim)
         return PagedKV(num_pages, page_size, *sizes, dtype=self.dtype, device=self.device)
 
+    def check_fits(self, kv: PagedKV, num_prompt_tokens: int, max_tokens: int, what: str) -> None:
+        """Raise `ValueError` where a branch of prompt and `max_tokens` does not fit the model's window or the pool."""
+        length, window = num_prompt_tokens + max_tokens, self.max_length
+        if length > window:
+            cure = f"lower max_tokens to {window - num_prompt_tokens}" if num_prompt_tokens < window else "shorten the problem"
+            raise ValueError(
+                f"{what}: its prompt has {num_prompt_tokens} tokens, with max_tokens {max_tokens} that is more than the window "
+                f"of {self.name}, {window}: {cure}"
+            )
+        needed = -(-length // kv.page_size) + 1
+        if needed > kv.num_pages:
+            raise ValueError(
+                f"{what}: one branch of {length} tokens needs {needed} pages of {kv.page_size} tokens, the pool of {self.name} "
+                f"has {kv.num_pages}: make the pool larger or lower max_tokens"
+            )
+
     @torch.inference_mode()
     def forward(self, ragged: RaggedBatch) -> torch.Tensor:
         """T[T, E]: the hidden state behind every token of the batch, after the final norm."""

@@ -91,19 +91,7 @@ class Policy:
     def check(self, session: Session, prompt: Prompt) -> None:
         """Raise `ValueError` where a problem cannot be run: prompt and longest answer must fit the model and the pool."""
         num_prompt = len(self._encode(session, prompt))
-        length, window = num_prompt + session.max_tokens, self.model.max_length
-        if length > window:
-            cure = f"lower max_tokens to {window - num_prompt}" if num_prompt < window else "shorten the problem"
-            raise ValueError(
-                f"problem {session.id!r}: its prompt has {num_prompt} tokens, with max_tokens {session.max_tokens} that is "
-                f"more than the model's window of {window}: {cure}"
-            )
-        needed = -(-length // self.kv.page_size) + 1
-        if needed > self.kv.num_pages:
-            raise ValueError(
-                f"problem {session.id!r}: one branch of {length} tokens needs {needed} pages of {self.kv.page_size} tokens, "
-                f"the pool has {self.kv.num_pages}: make the pool larger or lower max_tokens"
-            )
+        self.model.check_fits(self.kv, num_prompt, session.max_tokens, f"problem {session.id!r}")
 
     def expand(self, session: Session, move: Expand) -> Ticket:
         """Start the move; its ticket comes back from a later `step`."""

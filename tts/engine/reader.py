@@ -67,19 +67,6 @@ class Reader:
     def has_work(self) -> bool:
         return bool(self._jobs)
 
-    def check(self, num_tokens: int, what: str) -> None:
-        """Raise `ValueError` where a text of `num_tokens` cannot be read."""
-        if num_tokens > self.model.max_length:
-            raise ValueError(
-                f"{what}: {num_tokens} tokens exceed the window of {self.model.name}, {self.model.max_length}: lower max_tokens"
-            )
-        needed = -(-num_tokens // self.kv.page_size) + 1
-        if needed > self.kv.num_pages:
-            raise ValueError(
-                f"{what}: reading one branch of {num_tokens} tokens needs {needed} pages of {self.kv.page_size} tokens, "
-                f"the pool has {self.kv.num_pages}: make the pool larger or lower max_tokens"
-            )
-
     def read(self, node: Node, meter: Meter) -> None:
         """Ask for a node that is not in the cache; those of its ancestors that are missing are read with it."""
         self._jobs.append(_Job(node, meter))

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from tts.engine.model import Model
-from tts.engine.reader import Passage, Reader
+from tts.engine.reader import Passage
 from tts.meter import Meter
 from tts.tree import Node
+from tts.verifiers.reading import ReadingVerifier
 
 LOGIT_BYTES = 64 << 20
 """Ceiling on the logits held at a time: rows are taken in pieces, [tokens, vocabulary] never exists."""
@@ -22,7 +23,7 @@ def _parent(node: Node) -> Node:
     return node.parent
 
 
-class Likelihood:
+class Likelihood(ReadingVerifier):
     """The score of a step is the probability of the whole branch up to it under `model`: exp of the sum of log-probabilities.
 
     It estimates, as a PRM does, how likely the prefix is right, if wrong steps are unlikely texts. With `per_token` it is the
@@ -34,27 +35,10 @@ class Likelihood:
     def __init__(
         self, model: Model, num_pages: int, page_size: int = 16, max_batch_tokens: int = 2048, *, per_token: bool = False
     ):
-        self.model, self.per_token = model, per_token
-        self._reader = Reader(model, num_pages, lambda node: node.tokens, page_size, max_batch_tokens)
-        self._wanted: set[Node] = set()
+        super().__init__(model, lambda node: node.tokens, num_pages, page_size, max_batch_tokens)
+        self.per_token = per_token
         self._tokens: dict[Node, list[float]] = {}  # log-probabilities of a node's tokens, as far as they were read
         self._total: dict[Node, tuple[float, int]] = {}  # over the branch: sum of log-probabilities, number of tokens
-
-    @property
-    def has_work(self) -> bool:
-        return self._reader.has_work
-
-    @property
-    def num_queued_tokens(self) -> int:
-        return self._reader.num_queued_tokens
-
-    @property
-    def seconds(self) -> float:
-        return self._reader.seconds
-
-    @property
-    def kv(self):
-        return self._reader.kv
 
     def check_tokenizer(self, policy: Model) -> None:
         """Raise `ValueError` unless the policy's token ids mean the same here."""
@@ -64,29 +48,19 @@ class Likelihood:
             )
 
     def check(self, question: str, num_prompt_tokens: int, max_tokens: int) -> None:
-        self._reader.check(num_prompt_tokens + max_tokens, f"verifier {self.name}")
+        self._check_length(num_prompt_tokens, max_tokens)
 
     def submit(self, question: str, nodes: Sequence[Node], meter: Meter) -> None:
-        self._wanted.update(nodes)
-        inner = {node.parent for node in nodes}
-        for node in nodes:
-            if node not in inner:
-                self._reader.read(node, meter)
+        self._want(nodes, meter)
 
     def step(self) -> list[tuple[Node, float | Exception]]:
-        hidden, passages = self._reader.step()
+        hidden, passages, ends = self._read()
         self._read_logprobs(hidden, passages)
-        ends = [pair for passage in passages for pair in passage.ends()]
-        if ends:
-            self._reader.cache.hidden.keep([node for node, _ in ends], hidden[[row for _, row in ends]])
         self._keep_chunk_ends(hidden, passages)
-        # A chain's nodes settle parents first: each continues its parent's sum.
-        done = [self._settle(node) for node, _ in sorted(ends, key=lambda pair: pair[0].depth) if node in self._wanted]
-        return done + self._settle_empty()
+        return [self._settle(node) for node, _ in ends] + self._settle_empty()
 
     def close(self, nodes: Sequence[Node]) -> None:
-        self._reader.close(nodes)
-        self._wanted.difference_update(nodes)
+        self._forget(nodes)
         for node in nodes:
             self._tokens.pop(node, None)
             self._total.pop(node, None)

@@ -11,9 +11,9 @@ import torch
 
 import tts_kernels
 from tts.engine.model import Model
-from tts.engine.reader import Reader
 from tts.meter import Meter
 from tts.tree import Node
+from tts.verifiers.reading import ReadingVerifier
 
 
 class Family(Protocol):
@@ -66,37 +66,20 @@ _FIRST = torch.tensor([math.inf, 0.0, 0.0, 0.0])
 """`score`'s aggregates of no steps: the tree keeps the running ones (`tts.tree.Running`)."""
 
 
-class PRM:
+class PRM(ReadingVerifier):
     """A process reward model as verifier. New steps only are read; a score, once computed, is locked."""
 
     name = "prm"
 
     def __init__(self, model: Model, family: Family, num_pages: int, page_size: int = 16, max_batch_tokens: int = 2048):
-        self.model, self.family = model, family
-        self._head, self._bias = family.head(model)
         self._tokens: dict[Node, list[int]] = {}
-        self._reader = Reader(model, num_pages, self._tokens.__getitem__, page_size, max_batch_tokens)
-        self._wanted: set[Node] = set()
-
-    @property
-    def has_work(self) -> bool:
-        return self._reader.has_work
-
-    @property
-    def num_queued_tokens(self) -> int:
-        return self._reader.num_queued_tokens
-
-    @property
-    def seconds(self) -> float:
-        return self._reader.seconds
-
-    @property
-    def kv(self):
-        return self._reader.kv
+        super().__init__(model, self._tokens.__getitem__, num_pages, page_size, max_batch_tokens)
+        self.family = family
+        self._head, self._bias = family.head(model)
 
     def check(self, question: str, num_prompt_tokens: int, max_tokens: int) -> None:
         # A step adds its separator; one a token is the worst case, and no text has that, so the separators are left out here.
-        self._reader.check(len(self.family.prompt(self.model, question)) + max_tokens, f"verifier {self.name}")
+        self._check_length(len(self.family.prompt(self.model, question)), max_tokens)
 
     def submit(self, question: str, nodes: Sequence[Node], meter: Meter) -> None:
         for node in nodes:
@@ -106,24 +89,15 @@ class PRM:
             for i, step in enumerate(node.path):
                 if step not in self._tokens:
                     self._tokens[step] = self.family.step(self.model, i, step.text)
-        self._wanted.update(nodes)
-        inner = {node.parent for node in nodes}
-        for node in nodes:
-            if node not in inner:
-                self._reader.read(node, meter)
+        self._want(nodes, meter)
 
     def step(self) -> list[tuple[Node, float | Exception]]:
-        hidden, passages = self._reader.step()
-        ends = [pair for passage in passages for pair in passage.ends()]
-        if ends:
-            self._reader.cache.hidden.keep([node for node, _ in ends], hidden[[row for _, row in ends]])
-        wanted = [(node, row) for node, row in ends if node in self._wanted]
-        return self._score([node for node, _ in wanted], hidden[[row for _, row in wanted]]) if wanted else []
+        hidden, _, ends = self._read()
+        return self._score([node for node, _ in ends], hidden[[row for _, row in ends]]) if ends else []
 
     def close(self, nodes: Sequence[Node]) -> None:
         known = [node for node in nodes if node in self._tokens]
-        self._reader.close(known)
-        self._wanted.difference_update(nodes)
+        self._forget(known)
         for node in known:
             del self._tokens[node]
 

@@ -36,9 +36,7 @@ class Solver:
     @torch.inference_mode()
     def solutions(self, questions: Sequence[str], temperature: float) -> list[str]:
         """One solution for each of `questions`, all of the same length; temperature 0 is greedy."""
-        choice = (
-            {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
-        )
+        choice = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
         ids = self._ids(questions)
         out = self.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=TASK.max_tokens, **choice)
         texts = self.tokenizer.batch_decode(out[:, ids.shape[1] :])

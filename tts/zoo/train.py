@@ -25,6 +25,7 @@ from tts.tasks.chain import ALPHABET, END, EXAMPLE, MAX_STEPS, sample, solve
 
 THREADS = 1  # sums are split by thread: with one, the weights do not depend on the number of cores
 PAD = "<pad>"
+TOKEN_IDS = {token: i for i, token in enumerate([PAD, *ALPHABET])}
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,14 @@ class Recipe:
 
 
 RECIPES = {
-    "S": Recipe(hidden=48, intermediate=112, heads=3, layers=2, tokens=4_500_000),
+    "S": Recipe(hidden=48, intermediate=112, heads=3, layers=2, tokens=3_300_000),
     "M": Recipe(hidden=64, intermediate=176, heads=4, layers=2, tokens=10_000_000),
 }
 
 
 def build_tokenizer() -> transformers.PreTrainedTokenizerFast:
     """One token per character of the task; a character outside it is an error and not an unknown token."""
-    vocabulary = {token: i for i, token in enumerate([PAD, *ALPHABET])}
-    characters = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    characters = tokenizers.Tokenizer(tokenizers.models.WordLevel(TOKEN_IDS, unk_token="<unk>"))  # not in the vocabulary
     characters.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("."), "isolated")
     characters.decoder = tokenizers.decoders.Fuse()
     return transformers.PreTrainedTokenizerFast(
@@ -62,11 +62,9 @@ def build_tokenizer() -> transformers.PreTrainedTokenizerFast:
 
 
 def build_model(recipe: Recipe, seed: int) -> transformers.LlamaForCausalLM:
-    """A freshly initialised model; the same `seed` gives the same weights."""
-    torch.manual_seed(seed)
-    vocabulary = [PAD, *ALPHABET]
+    """A freshly initialised model; the same `seed` gives the same weights, and torch's generator is left as it was."""
     config = transformers.LlamaConfig(
-        vocab_size=len(vocabulary),
+        vocab_size=len(TOKEN_IDS),
         hidden_size=recipe.hidden,
         intermediate_size=recipe.intermediate,
         num_attention_heads=recipe.heads,
@@ -76,10 +74,12 @@ def build_model(recipe: Recipe, seed: int) -> transformers.LlamaForCausalLM:
         tie_word_embeddings=True,
         initializer_range=recipe.hidden**-0.5,
         bos_token_id=None,
-        eos_token_id=vocabulary.index(END),
-        pad_token_id=vocabulary.index(PAD),
+        eos_token_id=TOKEN_IDS[END],
+        pad_token_id=TOKEN_IDS[PAD],
     )
-    return transformers.LlamaForCausalLM(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return transformers.LlamaForCausalLM(config)
 
 
 def batches(recipe: Recipe, seed: int) -> Iterator[tuple[torch.Tensor, int]]:
@@ -88,12 +88,11 @@ def batches(recipe: Recipe, seed: int) -> Iterator[tuple[torch.Tensor, int]]:
     All rows of a batch have the same number of steps, hence the same length: nothing is padded and nothing masked.
     """
     rng = random.Random(f"chain training {seed}")
-    token_of = {character: i for i, character in enumerate([PAD, *ALPHABET])}
     while True:
         steps = rng.randint(1, MAX_STEPS)
         num_rows = recipe.batch_tokens // (12 * steps + 12)  # 3 + 9 characters a step, 4 + 8 around them
         questions = [sample(rng, steps, training=True) for _ in range(num_rows)]
-        ids = torch.tensor([[token_of[c] for c in question + solve(question)] for question in questions])
+        ids = torch.tensor([[TOKEN_IDS[c] for c in question + solve(question)] for question in questions])
         yield ids, len(questions[0])
 
 
@@ -115,22 +114,21 @@ def train(recipe: Recipe, seed: int) -> tuple[transformers.LlamaForCausalLM, lis
     """Train a new model on `recipe.tokens` tokens; returns it with the loss of every update."""
     model = build_model(recipe, seed).train()
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=recipe.weight_decay)
-    losses, seen = [], 0
-    for ids, question_len in batches(recipe, seed):
+    stream, losses, seen = batches(recipe, seed), [], 0
+    while seen < recipe.tokens:
+        ids, question_len = next(stream)
+        seen += ids.numel()
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, min(1.0, (seen + ids.numel()) / recipe.tokens))
+            group["lr"] = learning_rate(recipe, min(1.0, seen / recipe.tokens))
         loss = solution_loss(model, ids, question_len)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-        seen += ids.numel()
-        if len(losses) % 250 == 0:
-            print(f"{seen / 1e6:6.2f} M tokens  loss {sum(losses[-250:]) / 250:.4f}", flush=True)
-        if seen >= recipe.tokens:
-            return model.eval(), losses
-    raise AssertionError("batches never end")
+        if len(losses) % 500 == 0:
+            print(f"{seen / 1e6:6.2f} M tokens  loss {sum(losses[-500:]) / 500:.4f}", flush=True)
+    return model.eval(), losses
 
 
 def write(folder: Path, model: transformers.LlamaForCausalLM, sheet: dict) -> None:
@@ -155,14 +153,16 @@ def main() -> None:
         "name": args.name,
         "command": f"python -m tts.zoo.train {args.name} --seed {args.seed}",
         "task": "chain",
-        "data": "fresh questions of the task chain, lengths even over 1 to 8 steps, operations + - * with weights .50 .33 .17, "
-        f"operand k with weight k^-1.2, and their correct solutions, for instance {EXAMPLE}{solve(EXAMPLE)}",
+        "data": "fresh questions of the task chain with 1 to 8 steps (equally many tokens of each length), operations + - * with "
+        "weights .50 .33 .17, operand k with weight k^-1.2, and their correct solutions; one example: "
+        f"{EXAMPLE}{solve(EXAMPLE)}",
         "seed": args.seed,
         "recipe": asdict(RECIPES[args.name]),
         "parameters": sum(p.numel() for p in model.parameters()),
         "updates": len(losses),
         "final_loss": round(sum(losses[-100:]) / len(losses[-100:]), 4),
         "seconds": round(time.perf_counter() - began),
+        "processor_seconds": round(time.process_time()),
         "threads": THREADS,
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
     }
