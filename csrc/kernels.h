@@ -68,7 +68,7 @@ TTS_API int tts_attend(int dtype, int64_t N, int64_t H, int64_t G, int64_t D, in
 /* The work items of B rows over the node table: row b adds tokens indptr[b]:indptr[b+1] to node leaves[b].
  *   leaves i32[B] in [0, X); indptr i32[B+1] from 0; parent (-1 at a root), start, length, first_page i32[X]; next_page i32[P];
  *   items i32[max_items,3], item_indptr i32[max_items+1], spans i32[max_spans,3] as tts_attend reads them;
- *   needed i32[2] = (items, spans): where it exceeds a capacity only `needed` was written, and the code is TTS_OK.
+ *   needed i32[2] = (items, spans): where it exceeds a capacity the rest is of no use, and the code is TTS_OK.
  * Bytes: the paths of the rows and the spans. */
 TTS_API int tts_plan(int64_t B, int64_t X, int64_t P, const int32_t* leaves, const int32_t* indptr, const int32_t* parent,
                      const int32_t* start, const int32_t* length, const int32_t* first_page, const int32_t* next_page,

@@ -7,9 +7,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import hypothesis
 import pytest
+import torch
 
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=50, derandomize=True)
 hypothesis.settings.load_profile("quick")
+torch.set_num_threads(1)  # tiny work: a second thread only adds waiting, above all on a busy machine
 
 
 @pytest.fixture(scope="session")

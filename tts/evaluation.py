@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tts.meter import Meter
-from tts.solver import Result
 from tts.tasks import Task
+
+if TYPE_CHECKING:
+    from tts.solver import Result
 
 Z95 = 1.959963984540054
 

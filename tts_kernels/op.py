@@ -39,6 +39,7 @@ DTYPES = {
     "u8": torch.uint8,
 }
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+CPU = torch.device("cpu")
 SCALARS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "str": (str,)}
 _ITEM = re.compile(r"(?P<name>\w+)(?P<mark>[?!]?) (?P<type>\w+)(\[(?P<dims>[^\]]*)\])?( in (?P<range>\S+))?")
 _DIM = re.compile(r"(?P<name>[A-Za-z_]\w*)?\+?(?P<number>\d+)?")
@@ -48,7 +49,7 @@ OPS: dict[str, Op] = {}
 """Every declared op by name, in order of declaration."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Arg:
     """One item of a signature, parsed."""
 
@@ -156,13 +157,13 @@ class Op:
 
     def __call__(self, *args: Any, out: Any = None, backend: str | None = None, **named: Any) -> Any:
         values = self._bind(args, named)
-        dims: dict[str, int] = {}
+        dims = {"": 0}  # a dim without a name is its number
         dtype, device = self._check(self.inputs, values, dims, None, None)
         for text, code in self.conditions:
             if not _value(code, dims):
-                raise ValueError(f"{self.name}: {text} does not hold for {dims}")
-        chosen = self.choose(device.type, dtype, backend)
-        if device.type == "cpu" and not chosen.checks_values:
+                raise ValueError(f"{self.name}: {text} does not hold for { ({k: v for k, v in dims.items() if k}) }")
+        chosen = self.choose("cpu" if device is CPU else device.type, dtype, backend)
+        if device is CPU and not chosen.checks_values:
             self._check_values(values, dims)
         outputs = self._allocate(dims, dtype, device) if out is None else self._given(out, dims, dtype, device)
         chosen.fn(*values, **dict(zip(self._output_names, outputs)))
@@ -219,16 +220,25 @@ class Op:
         for arg, value in zip(items, values):
             if not arg.is_tensor:
                 self._check_scalar(arg, value, dims)
-            elif value is not None:
-                if not isinstance(value, torch.Tensor):
-                    raise TypeError(f"{self.name}: {arg.name} must be a tensor {arg.text!r}, got {type(value).__name__}")
-                if value.dtype is not (arg.dtype or dtype):
-                    dtype = self._bind_dtype(arg, value, dtype)
-                if value.device != device:
-                    device = self._bind_device(arg, value, device)
-                self._check_shape(arg, value.shape, dims)
-            elif not arg.is_optional:
-                raise TypeError(f"{self.name}: {arg.text!r} is required, got None")
+                continue
+            if value is None and arg.is_optional:
+                continue
+            if not isinstance(value, torch.Tensor):
+                raise TypeError(f"{self.name}: {arg.name} must be a tensor {arg.text!r}, got {type(value).__name__}")
+            if value.dtype is not (arg.dtype or dtype):
+                dtype = self._bind_dtype(arg, value, dtype)
+            if not (value.is_cpu and device is CPU) and value.device != device:
+                device = self._bind_device(arg, value, device)
+            shape = value.shape
+            if len(shape) != len(arg.dims):
+                raise ValueError(
+                    f"{self.name}: {arg.name} must have {len(arg.dims)} dims ({arg.text!r}), got shape {tuple(shape)}"
+                )
+            for (name, number), size in zip(arg.dims, shape):
+                if name not in dims and size >= number:
+                    dims[name] = size - number
+                elif size != dims.get(name, 0) + number:
+                    self._reject_shape(arg, name, number, shape, dims)
         return dtype, device
 
     def _check_scalar(self, arg: Arg, value: Any, dims: dict[str, int]) -> None:
@@ -254,22 +264,12 @@ class Op:
     def _bind_device(self, arg: Arg, value: torch.Tensor, device: torch.device | None) -> torch.device:
         if device is not None:
             raise ValueError(f"{self.name}: {arg.name} is on {value.device}, the tensors before it on {device}")
-        return value.device
+        return CPU if value.is_cpu else value.device
 
-    def _check_shape(self, arg: Arg, shape: Sequence[int], dims: dict[str, int]) -> None:
-        if len(shape) != len(arg.dims):
-            raise ValueError(f"{self.name}: {arg.name} must have {len(arg.dims)} dims ({arg.text!r}), got shape {tuple(shape)}")
-        for (name, number), size in zip(arg.dims, shape):
-            if name and name not in dims:
-                if size < number:
-                    raise ValueError(f"{self.name}: dim {name}+{number} of {arg.name} must be at least {number}, got {size}")
-                dims[name] = size - number
-            elif size != (dims[name] + number if name else number):
-                expected = dims[name] + number if name else number
-                dim = f"{name}+{number}" if name and number else name or number
-                raise ValueError(
-                    f"{self.name}: dim {dim} of {arg.name} ({arg.text!r}) must be {expected}, got shape {tuple(shape)}"
-                )
+    def _reject_shape(self, arg: Arg, name: str, number: int, shape: Sequence[int], dims: dict[str, int]) -> None:
+        dim = f"{name}+{number}" if name and number else name or number
+        expected = dims[name] + number if name in dims else f"at least {number}"
+        raise ValueError(f"{self.name}: dim {dim} of {arg.name} ({arg.text!r}) must be {expected}, got shape {tuple(shape)}")
 
     def _check_values(self, values: Sequence[Any], dims: dict[str, int]) -> None:
         for arg, value in zip(self.inputs, values):
@@ -281,9 +281,7 @@ class Op:
 
     def _allocate(self, dims: dict[str, int], dtype, device) -> list[torch.Tensor]:
         return [
-            torch.empty(
-                [dims[name] + number if name else number for name, number in a.dims], dtype=a.dtype or dtype, device=device
-            )
+            torch.empty([dims[name] + number for name, number in a.dims], dtype=a.dtype or dtype, device=device)
             for a in self.outputs
         ]
 

@@ -150,6 +150,12 @@ TTS_INLINE void store_some(T* to, F32x16 value, int64_t count) {
 
 TTS_INLINE F32x16 splat(float value) { return value - F32x16{}; }
 
+// The first `count` lanes of `value`, `rest` in the others.
+TTS_INLINE F32x16 keep_first(F32x16 value, int64_t count, float rest) {
+  const I32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return lane < static_cast<int32_t>(count) ? value : splat(rest);
+}
+
 TTS_INLINE F32x16 larger(F32x16 a, F32x16 b) { return a > b ? a : b; }
 
 // Lane i meets lane i + 8, then i + 4, i + 2, i + 1.
@@ -217,7 +223,7 @@ using Columns = F32x4;
 constexpr int64_t kTransposedRows = sizeof(Columns) / sizeof(float);
 
 // Writes `num_rows` <= 16 rows of `count` elements as columns: to[i * stride + r] = rows[r][i]. `num_rows` is a multiple of
-// kTransposedRows; the lanes of the columns behind are left as they are.
+// kTransposedRows; the lanes of the columns behind them are left as they are.
 template <class T>
 TTS_INLINE void transpose_rows(const T* const* rows, int64_t num_rows, int64_t count, float* to, int64_t stride) {
   int64_t i = 0;

@@ -50,4 +50,11 @@ class Scratch {
   int64_t capacity_ = 0;
 };
 
+// The calling thread's T, made at its first use. On the heap: its address is then a plain value, not a call for each access.
+template <class T>
+T& thread_owned() {
+  thread_local const std::unique_ptr<T> owned = std::make_unique<T>();
+  return *owned;
+}
+
 }  // namespace tts

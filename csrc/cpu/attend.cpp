@@ -8,6 +8,7 @@
 // not depend on how items and spans cut the context, on the other queries or on the thread count.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <type_traits>
 #include <vector>
 
@@ -161,7 +162,7 @@ struct Workspace {
   float* scores;      // [rows, context_capacity]
   float* sums;        // [rows, kPhases, padded D]
   float* tile;        // keys [kTileTokens / 16, D, 16] or values [kTileTokens, padded D]
-  float* total;       // [rows] sum of the row's weights
+  float* inverse;     // [rows] 1 / sum of the row's weights
   int64_t* position;  // [rows] tokens of the row's context before the item at hand
   int64_t* visible;   // [rows] tokens of the item at hand that the row sees
 
@@ -178,7 +179,7 @@ struct Workspace {
     position = reinterpret_cast<int64_t*>(scores + rows * context_capacity);
     visible = position + rows;
     queries = reinterpret_cast<float*>(visible + rows);
-    total = queries + rows * dim;
+    inverse = queries + rows * dim;
   }
 };
 
@@ -222,19 +223,22 @@ TTS_CLONES void score_block(const Workspace& ws, int64_t first, int64_t last, in
   }
 }
 
-// Turns `count` scores into weights e^(score - maximum) and returns the log of the sum of e^score, the sum through `total`.
-TTS_CLONES float softmax_row(float* scores, int64_t count, float* total) {
-  F32x16 most = splat(-INFINITY), sum = {};
-  for (int64_t i = count; i < round_up(count, kLanes); ++i) scores[i] = -INFINITY;
-  for (int64_t i = 0; i < count; i += kLanes) most = larger(load<kLanes>(scores + i), most);
+// Turns `count` > 0 scores into weights e^(score - maximum); returns the log of the sum of e^score, and 1 / sum of the weights
+// through `inverse`.
+TTS_CLONES float softmax_row(float* scores, int64_t count, float* inverse) {
+  const int64_t whole = (count - 1) / kLanes * kLanes;  // what comes before the last vector
+  F32x16 most = keep_first(load<kLanes>(scores + whole), count - whole, -INFINITY), sum = {};
+  store(scores + whole, most);
+  for (int64_t i = 0; i < whole; i += kLanes) most = larger(load<kLanes>(scores + i), most);
   const float maximum = max_lanes(most);
   for (int64_t i = 0; i < count; i += kLanes) {
     const F32x16 weight = exp2((load<kLanes>(scores + i) - maximum) * kLog2E);
     sum += weight;
     store(scores + i, weight);
   }
-  *total = sum_lanes(sum);
-  return maximum + std::log(*total);
+  const float total = sum_lanes(sum);
+  *inverse = 1.0f / total;
+  return maximum + std::log(total);
 }
 
 // sums[i][(position[i] + t) % 4] += weights[i][t] * values[t] for ROWS rows and `tokens` tokens.
@@ -285,7 +289,8 @@ TTS_CLONES void weigh_block(const Workspace& ws, const float* values, int64_t fi
   }
 }
 
-// tile[t / 16, d, t % 16] = key t of the next `count` tokens. Lanes behind the last token hold anything; they are never read.
+// tile[t / 16, d, t % 16] = key t of the next `count` tokens. The lanes behind them are 0 or repeat the last one: nobody reads
+// their scores, but what happens to lie there may be subnormal, which is slow.
 template <class T>
 TTS_CLONES void pack_keys(Tokens<T>& tokens, int64_t count, int64_t dim, float* tile) {
   const T* rows[kTileTokens];
@@ -296,8 +301,12 @@ TTS_CLONES void pack_keys(Tokens<T>& tokens, int64_t count, int64_t dim, float* 
     filled += run.count;
   }
   for (; filled % kTransposedRows != 0; ++filled) rows[filled] = rows[filled - 1];
-  for (int64_t t = 0; t < filled; t += kLanes)
-    transpose_rows(rows + t, std::min<int64_t>(kLanes, filled - t), dim, tile + t * dim, kLanes);
+  for (int64_t t = 0; t < filled; t += kLanes, tile += dim * kLanes) {
+    const int64_t num_rows = std::min<int64_t>(kLanes, filled - t);
+    transpose_rows(rows + t, num_rows, dim, tile, kLanes);
+    for (int64_t lane = num_rows; lane < kLanes; lane += kTransposedRows)
+      for (int64_t d = 0; d < dim; ++d) std::memset(tile + d * kLanes + lane, 0, sizeof(Columns));
+  }
 }
 
 // tile[t, 0:dim] = value t of the next `count` tokens, rows padded with 0 to whole vectors.
@@ -313,18 +322,19 @@ TTS_CLONES void pack_values(Tokens<T>& tokens, int64_t count, int64_t dim, float
 
 // The rows of a block: query heads of one KV head, all of a query, then those of the next one.
 template <class T>
-TTS_CLONES void load_queries(const T* from, int64_t queries, int64_t group, int64_t q_token, int64_t q_head, int64_t dim, float* to) {
+TTS_CLONES void load_queries(const T* from, int64_t queries, int64_t group, int64_t q_token, int64_t q_head, int64_t dim,
+                             float* to) {
   for (int64_t query = 0; query < queries; ++query)
     for (int64_t head = 0; head < group; ++head, to += dim)
       for (int64_t d = 0; d < dim; ++d) to[d] = load1(from + query * q_token + head * q_head + d);
 }
 
 template <class T>
-TTS_CLONES void write_row(const float* sums, int64_t padded, int64_t dim, float total, T* out) {
+TTS_CLONES void write_row(const float* sums, int64_t padded, int64_t dim, float scale, T* out) {
   for (int64_t d = 0; d < dim; d += kLanes) {
     const F32x16 even = load<kLanes>(sums + d) + load<kLanes>(sums + 2 * padded + d);
     const F32x16 odd = load<kLanes>(sums + padded + d) + load<kLanes>(sums + 3 * padded + d);
-    store_some(out + d, (even + odd) / total, dim - d);
+    store_some(out + d, (even + odd) * scale, dim - d);
   }
 }
 
@@ -353,7 +363,7 @@ class Task {
     for_each_item(keys_, [&](int64_t w, int64_t first, int64_t last, int64_t tokens) { score_item(w, first, last, tokens); });
     for (int64_t row = 0; row < rows_; ++row) normalize_row(row);
     for_each_item(values_, [&](int64_t w, int64_t first, int64_t last, int64_t tokens) { weigh_item(w, first, last, tokens); });
-    for (int64_t row = 0; row < rows_; ++row) write_row(sums(row), padded_, p_.D, ws_.total[row], out(row));
+    for (int64_t row = 0; row < rows_; ++row) write_row(sums(row), padded_, p_.D, ws_.inverse[row], out(row));
   }
 
  private:
@@ -416,10 +426,10 @@ class Task {
 
   void normalize_row(int64_t row) {
     const int64_t head = (first_query_ + row / group_) * p_.H + g_ * group_ + row % group_;
-    ws_.total[row] = 1.0f;
+    ws_.inverse[row] = 1.0f;
     p_.lse[head] = -INFINITY;
     if (ws_.position[row] > 0)
-      p_.lse[head] = softmax_row(ws_.scores + row * s_.context_capacity, ws_.position[row], &ws_.total[row]);
+      p_.lse[head] = softmax_row(ws_.scores + row * s_.context_capacity, ws_.position[row], &ws_.inverse[row]);
   }
 
   float* sums(int64_t row) const { return ws_.sums + row * kPhases * padded_; }
@@ -439,7 +449,7 @@ class Task {
 
 template <class T>
 void run_attend(const Attend& p, const Schedule& s) {
-  thread_local Scratch scratch;
+  Scratch& scratch = thread_owned<Scratch>();
   const int64_t tasks = s.num_blocks * p.G;
   const int threads = s.work > kParallelWork ? static_cast<int>(std::min<int64_t>(max_threads(), tasks)) : 1;
   const int64_t bytes = Workspace::bytes(s.block_queries * (p.H / p.G), p.D, s.context_capacity);
@@ -463,7 +473,7 @@ int tts_attend(int dtype, int64_t N, int64_t H, int64_t G, int64_t D, int64_t P,
     check_range("attend: layer", layer, 0, L);
     if (N == 0 || H == 0) return;
     check(G > 0 && H % G == 0, "attend: H must be a multiple of G, got " + std::to_string(H) + " and " + std::to_string(G));
-    thread_local Schedule schedule;
+    Schedule& schedule = thread_owned<Schedule>();
     const Attend p{N,       H,      G,    D,     P,           L,     S,     num_spans,    W,   q,
                    q_token, q_head, pool, spans, item_indptr, items, layer, float(scale), out, lse};
     check_items(p, schedule);

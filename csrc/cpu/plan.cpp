@@ -1,12 +1,14 @@
 // plan: the work items of attend, from the node table and the leaf of each row.
 //
-// One pass over the rows with a stack of open nodes, the path of the row at hand: it reads the paths and the spans, O(their
-// length), and nothing of the rest of the pool. Invariant: the stack is the path from the root to the row's leaf, with the first
-// row of the run of rows that has shared the node; what a row does not share with the one before it is closed into items.
+// One pass over the rows with a stack of open nodes, the path of the row at hand. A row walks up from its leaf to the first node
+// that is open already; what the row before it does not share is closed into items. Each node of a row's own part is visited
+// once and each span written once; nothing of the rest of the pool is read. Invariant: the stack is the path from the root to the
+// row's leaf, each node with the first row of the run of rows that shares it.
 #include <algorithm>
 #include <vector>
 
 #include "common/check.h"
+#include "common/threads.h"
 
 namespace tts {
 namespace {
@@ -30,17 +32,17 @@ struct ClosedItem {
 class Planner {
  public:
   void run(const Nodes& table, int64_t B, const int32_t* leaves, const int32_t* indptr) {
-    table_ = &table;
+    parent_ = table.parent;
     indptr_ = indptr;
     open_.clear();
     items.clear();
     nodes.clear();
     newest.assign(static_cast<size_t>(B), -1);
+    if (static_cast<int64_t>(depth_.size()) < table.X) depth_.resize(static_cast<size_t>(table.X), 0);
     for (int64_t row = 0; row < B; ++row) {
-      read_path(leaves[row]);
-      close(shared_depth(), row);
-      for (size_t depth = open_.size(); depth < path_.size(); ++depth)
-        open_.push_back({path_[path_.size() - 1 - depth], static_cast<int32_t>(row)});
+      const size_t shared = walk_up(leaves[row], table.X);
+      close(shared, row);
+      for (size_t i = own_.size(); i-- > 0;) open(own_[i], static_cast<int32_t>(row));
     }
     close(0, B);
   }
@@ -50,22 +52,23 @@ class Planner {
   std::vector<int32_t> newest;  // per row, the item closed last among those that begin with it: the one nearest to the root
 
  private:
-  // The row's nodes from leaf to root.
-  void read_path(int32_t leaf) {
-    path_.clear();
-    for (int32_t node = leaf; node != -1; node = table_->parent[node]) {
-      check_range("plan: values of parent", node, 0, table_->X);
-      path_.push_back(node);
-      if (static_cast<int64_t>(path_.size()) > table_->X) throw std::invalid_argument("plan: parent has a cycle");
+  // Fills `own_` with the nodes from the leaf up to the first open one, and returns how many open nodes the row shares. The leaf
+  // of either row is never shared: its item is causal and so its row's alone.
+  size_t walk_up(int32_t leaf, int64_t X) {
+    own_.assign(1, leaf);
+    for (int32_t node = parent_[leaf]; node != -1; node = parent_[node]) {
+      check_range("plan: values of parent", node, 0, X);
+      const size_t depth = static_cast<size_t>(depth_[static_cast<size_t>(node)]);
+      if (depth + 1 < open_.size() && open_[depth].node == node) return depth + 1;
+      own_.push_back(node);
+      if (static_cast<int64_t>(own_.size()) > X) throw std::invalid_argument("plan: parent has a cycle");
     }
+    return 0;
   }
 
-  // The open nodes that the path shares; never a leaf of either row, whose item is causal and so its row's alone.
-  size_t shared_depth() const {
-    const size_t most = open_.empty() ? 0 : std::min(path_.size(), open_.size()) - 1;
-    size_t depth = 0;
-    while (depth < most && open_[depth].node == path_[path_.size() - 1 - depth]) ++depth;
-    return depth;
+  void open(int32_t node, int32_t row) {
+    depth_[static_cast<size_t>(node)] = static_cast<int32_t>(open_.size());
+    open_.push_back({node, row});
   }
 
   // Pops the stack down to `depth`; levels that opened together close together and become one item.
@@ -86,31 +89,28 @@ class Planner {
     }
   }
 
-  const Nodes* table_ = nullptr;
-  const int32_t* indptr_ = nullptr;
-  std::vector<int32_t> path_;
+  const int32_t *parent_ = nullptr, *indptr_ = nullptr;
+  std::vector<int32_t> own_;
   std::vector<OpenNode> open_;
+  std::vector<int32_t> depth_;  // per node, its depth when it was last opened: true if the stack has it there
 };
 
-int64_t count_spans(const Nodes& t, int32_t node) {
-  const int64_t start = t.start[node], length = t.length[node];
-  check_range("plan: values of start", start, 0, t.page_size);
-  check_range("plan: values of length", length, 0, INT32_MAX);
-  return length == 0 ? 0 : (start + length + t.page_size - 1) / t.page_size;
-}
-
-// Writes (page, first slot, count) for each page of a node and returns the end of the spans.
-int32_t* write_spans(const Nodes& t, int32_t node, int32_t* span) {
-  int64_t page = t.first_page[node], first = t.start[node], left = t.length[node];
-  for (; left > 0; page = t.next_page[page], first = 0, span += 3) {
+// Writes (page, first slot, count) for each page of a node where there is room, and returns how many there are.
+int64_t write_spans(const Nodes& t, int32_t node, int32_t* spans, int64_t room) {
+  int64_t page = t.first_page[node], first = t.start[node], left = t.length[node], count = 0;
+  check_range("plan: values of start", first, 0, t.page_size);
+  check_range("plan: values of length", left, 0, INT32_MAX);
+  for (; left > 0; page = t.next_page[page], first = 0, ++count) {
     check_range("plan: a page of a node", page, 0, t.P);
-    const int64_t count = std::min(left, t.page_size - first);
-    span[0] = static_cast<int32_t>(page);
-    span[1] = static_cast<int32_t>(first);
-    span[2] = static_cast<int32_t>(count);
-    left -= count;
+    const int64_t tokens = std::min(left, t.page_size - first);
+    if (count < room) {
+      spans[count * 3] = static_cast<int32_t>(page);
+      spans[count * 3 + 1] = static_cast<int32_t>(first);
+      spans[count * 3 + 2] = static_cast<int32_t>(tokens);
+    }
+    left -= tokens;
   }
-  return span;
+  return count;
 }
 
 }  // namespace
@@ -122,30 +122,28 @@ int tts_plan(int64_t B, int64_t X, int64_t P, const int32_t* leaves, const int32
   using namespace tts;
   return guarded([&] {
     check_range("plan: page_size", page_size, 1, INT32_MAX);
+    check_sizes("plan: items and spans", {max_items, max_spans});
     check_values("plan: values of leaves", leaves, B, 0, X);
     check_indptr("plan: values of indptr", indptr, B, INT32_MAX);
-    thread_local Planner planner;
+    Planner& planner = thread_owned<Planner>();
     const Nodes table{X, P, page_size, parent, start, length, first_page, next_page};
     planner.run(table, B, leaves, indptr);
-    int64_t num_spans = 0;
-    for (const ClosedItem& item : planner.items)
-      for (int32_t i = item.first_node; i < item.last_node; ++i)
-        num_spans += count_spans(table, planner.nodes[static_cast<size_t>(i)]);
-    check_range("plan: number of spans", num_spans, 0, INT32_MAX);
-    needed[0] = static_cast<int32_t>(planner.items.size());
-    needed[1] = static_cast<int32_t>(num_spans);
-    if (needed[0] > max_items || num_spans > max_spans) return;
-    int32_t* span = spans;
+    const bool has_room = static_cast<int64_t>(planner.items.size()) <= max_items;
+    int64_t w = 0, num_spans = 0;
     item_indptr[0] = 0;
-    for (int64_t row = 0, w = 0; row < B; ++row)
+    for (int64_t row = 0; row < B; ++row)
       for (int32_t i = planner.newest[static_cast<size_t>(row)]; i != -1; i = planner.items[static_cast<size_t>(i)].next, ++w) {
         const ClosedItem& item = planner.items[static_cast<size_t>(i)];
+        for (int32_t n = item.last_node; n-- > item.first_node;)
+          num_spans += write_spans(table, planner.nodes[static_cast<size_t>(n)], spans + num_spans * 3, max_spans - num_spans);
+        check_range("plan: number of spans", num_spans, 0, INT32_MAX);
+        if (!has_room) continue;
         items[w * 3] = item.q0;
         items[w * 3 + 1] = item.q1;
         items[w * 3 + 2] = item.is_causal;
-        for (int32_t n = item.last_node; n-- > item.first_node;)
-          span = write_spans(table, planner.nodes[static_cast<size_t>(n)], span);
-        item_indptr[w + 1] = static_cast<int32_t>((span - spans) / 3);
+        item_indptr[w + 1] = static_cast<int32_t>(num_spans);
       }
+    needed[0] = static_cast<int32_t>(planner.items.size());
+    needed[1] = static_cast<int32_t>(num_spans);
   });
 }

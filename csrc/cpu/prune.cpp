@@ -112,7 +112,7 @@ int tts_prune(int64_t N, int64_t R, const float* scores, const int32_t* indptr, 
     check(rule == TTS_TOP || temperature > 0, "prune: temperature must be > 0, got " + std::to_string(temperature));
     check(rule == TTS_TOP || rule == TTS_SOFTMAX || keys != nullptr,
           "prune: rules systematic and multinomial draw and need keys");
-    thread_local Scratch scratch;
+    Scratch& scratch = thread_owned<Scratch>();
     auto* sort_keys = static_cast<uint64_t*>(scratch.take(N * 24));
     auto* weights = reinterpret_cast<double*>(sort_keys + N);
     const Prune p{scores, indptr, total, keep, keys, rule, temperature, widths, counts};

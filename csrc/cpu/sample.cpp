@@ -96,9 +96,8 @@ TTS_CLONES void exponentiate(const float* logits, int64_t V, float peak, float t
   int64_t i = 0;
   for (; i + kLanes <= V; i += kLanes) store(weights + i, exp2((load<kLanes>(logits + i) - peak) * factor));
   if (i == V) return;
-  F32x16 last = (load_some(logits + i, V - i) - peak) * factor;
-  for (int64_t lane = V - i; lane < kLanes; ++lane) last[lane] = -INFINITY;
-  store(weights + i, exp2(last));
+  const F32x16 last = (load_some(logits + i, V - i) - peak) * factor;
+  store(weights + i, exp2(keep_first(last, V - i, -INFINITY)));
 }
 
 // Sets to 0 what comes after (value, id) in the order of descending weight, then ascending id.
@@ -290,7 +289,7 @@ int tts_sample(int64_t R, int64_t V, int64_t N, int64_t A, const float* logits, 
                    top_p, min_p,   state,    next_state,  with_statistics != 0,
                    token, logprob, next,     confidence,  certainty};
     check_sample(p);
-    thread_local Scratch scratch;
+    Scratch& scratch = thread_owned<Scratch>();
     const int64_t bytes = (RowSampler::bytes(V) + 63) / 64 * 64;
     const int threads = N > 1 && N * V > kParallelWork ? max_threads() : 1;
     char* memory = static_cast<char*>(scratch.take(threads * bytes));

@@ -245,22 +245,39 @@ def test_a_node_with_children_is_frozen(count):
 
 
 def test_the_node_table_grows_while_nodes_are_in_use():
-    """It starts with 64 rows."""
-    kv = make_kv(100, 2)
+    """It starts with 64 rows; every node stays what it was when it grows."""
+    kv = make_kv(700, 2)
     (root,) = kv.add([-1])
     write(kv, kv.extend([root], [3]), [7, 8, 9])
-    for width in (10, 100, 300):
-        children = kv.add([root] * width)
-        (grandchild,) = kv.add([children[-1]])
-        assert kv.path(grandchild) == [root, children[-1], grandchild] and kv.num_nodes == width + 2
-        write(kv, kv.extend(children[:2], [1, 1]), [width, -width])
+    leaves = np.zeros(0, np.int64)
+    for width in (60, 100, 300):
+        added = kv.add([root] * width)
+        write(kv, kv.extend(added, [1] * width), added)
+        leaves = np.concatenate([leaves, added])
         kv.check()
-        assert [read(kv, kv.slots(n)) for n in (root, *children[:2])] == [[7, 8, 9], [width], [-width]]
-        for node in (*children, grandchild):
-            kv.release(node)
-    kv.release(root)
+        assert kv.num_nodes == 1 + len(leaves) == 1 + len(set(leaves.tolist()))
+        assert read(kv, np.concatenate([kv.slots(n) for n in (root, *leaves)])) == [7, 8, 9, *leaves]
+        assert all(kv.path(n) == [root, n] for n in leaves.tolist())
+    for node in (root, *leaves):
+        kv.release(node)
     kv.check()
     assert kv.num_nodes == kv.num_used_pages == 0
+
+
+def test_pages_that_were_given_back_are_chained_anew():
+    """Two nodes grow in any turn, in a pool whose pages were all in use once, one after the other."""
+    for growing in itertools.product((0, 1), repeat=6):
+        kv = make_kv(6, 1)
+        (old,) = kv.add([-1])
+        for _ in growing:
+            kv.extend([old], [1])
+        kv.release(old)
+        nodes, tokens = kv.add([-1, -1]), [[], []]
+        for token, which in enumerate(growing):
+            write(kv, kv.extend([nodes[which]], [1]), [token])
+            tokens[which].append(token)
+            assert [read(kv, kv.slots(node)) for node in nodes] == tokens
+        kv.check()
 
 
 def test_a_fork_takes_no_page_until_it_holds_a_token():

@@ -99,7 +99,7 @@ def test_one_round_returns_the_first_steps(name):
     assert all("prm" in x.scores for x in answers)
 
 
-@pytest.mark.parametrize("name", STEPWISE)
+@pytest.mark.parametrize("name", ALL)
 def test_every_answer_and_step_of_it_is_scored(name):
     for seed in range(20):
         _, answers = run(name, seed, n=5, expand=2, max_steps=4)

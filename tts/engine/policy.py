@@ -203,10 +203,11 @@ class Policy:
         )
 
     def _row(self, ticket: Ticket, index: int, parent: Node, recipe: Recipe) -> Row:
-        key = parent.key
         if recipe.sampling.temperature:
             key = self._child_key(parent)
             parent.num_drawn_children += 1
+        else:
+            key = root_key(parent.key, "greedy")
         left = ticket.session.max_tokens - (parent.num_path_tokens - parent.root.num_path_tokens)
         wanted = UNLIMITED if recipe.max_tokens is None else recipe.max_tokens + len(recipe.forced)
         row = Row(
@@ -440,7 +441,7 @@ class Policy:
             parent = Node(
                 parent,
                 tuple(row.tokens[begin:kept]),
-                b"".join(self.token_bytes[t] for t in row.tokens[begin:kept]),
+                b"".join(map(self.token_bytes.__getitem__, row.tokens[begin:kept])),
                 end if is_last else "step",
                 row.key,
                 parent.prompt,

@@ -29,6 +29,9 @@ BackendOption = Annotated[str | None, typer.Option(help="One backend for all ker
 SelectOption = Annotated[str | None, typer.Option(help="majority, max or weighted.")]
 MaxRowsOption = Annotated[int, typer.Option(help="Branches decoded at a time; changes speed, never a result.")]
 KvBytesOption = Annotated[int | None, typer.Option(help="Memory for all KV pools; changes speed, never a result.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option(help="CPU threads; default 1 for the zoo, whose steps are too small to share.")
+]
 TemperatureOption = Annotated[float, typer.Option(help="0 is greedy.")]
 
 
@@ -48,6 +51,7 @@ def solve(
     backend: BackendOption = None,
     max_rows: MaxRowsOption = 1024,
     kv_bytes: KvBytesOption = None,
+    threads: ThreadsOption = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -55,7 +59,7 @@ def solve(
     from tts.surfaces import show
 
     parameters = _parameters(strategy, set_, n)
-    solver = _solver(policy, verifier, task, device, backend, max_rows, kv_bytes)
+    solver = _solver(policy, verifier, task, device, backend, max_rows, kv_bytes, threads)
     result = solver.solve(
         problem, strategy, select=select, temperature=temperature, max_tokens=max_tokens, seed=seed, **parameters
     )
@@ -80,6 +84,7 @@ def evaluate(
     backend: BackendOption = None,
     max_rows: MaxRowsOption = 1024,
     kv_bytes: KvBytesOption = None,
+    threads: ThreadsOption = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -93,7 +98,7 @@ def evaluate(
     if not 1 <= limit <= 100_000:
         raise ValueError(f"--limit must be in [1, 100000], got {limit}")
     parameters = _parameters(strategy, set_, n)
-    solver = _solver(policy, verifier, task, device, backend, max_rows, kv_bytes)
+    solver = _solver(policy, verifier, task, device, backend, max_rows, kv_bytes, threads)
     problems = chain.natural(limit, seed)
     each = solver.solve_each(problems, strategy, select=select, temperature=temperature, seed=seed, **parameters)
     results: dict[int, Any] = {}
@@ -165,9 +170,24 @@ def info(as_json: JsonOption = False) -> None:
     out.print(table)
 
 
-def _solver(policy: str, verifier: str, task: str, device: str, backend: str | None, max_rows: int, kv_bytes: int | None):
+def _solver(
+    policy: str,
+    verifier: str,
+    task: str,
+    device: str,
+    backend: str | None,
+    max_rows: int,
+    kv_bytes: int | None,
+    threads: int | None,
+):
+    import torch
+
     from tts.solver import Solver
 
+    if threads is not None and threads < 1:
+        raise ValueError(f"--threads must be >= 1, got {threads}")
+    if threads or policy.startswith("zoo:"):
+        torch.set_num_threads(threads or 1)
     chosen = None if verifier == "none" else verifier
     tokens = max(2 * max_rows, 2048)
     return Solver(policy, chosen, task, device, backend=backend, max_rows=max_rows, max_batch_tokens=tokens, kv_bytes=kv_bytes)

@@ -1,11 +1,19 @@
-"""The demonstration: one question solved aloud, then accuracy against the compute spent on thinking."""
+"""The demonstration: one question solved aloud, then accuracy against the compute spent on thinking.
+
+Problems are independent, so they are shared among one process a core, each with its own engine on one thread. This process
+imports no torch: it hands out work and prints.
+"""
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
+import os
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,154 +21,193 @@ from rich.progress import Progress
 from rich.table import Table
 
 from tts import selection
-from tts.evaluation import Evaluation, evaluate
+from tts.evaluation import wilson
 from tts.meter import Meter
-from tts.solver import Candidate, Result, Solver
 from tts.surfaces import show
 from tts.tasks import chain
 
+if TYPE_CHECKING:
+    from tts.solver import Result, Solver
+
 WIDTHS = (1, 4, 16, 64)
+RULES = ("majority", "max", "weighted")
+MAX_PROCESSES = 8
+ALONE = "verifier used as solver"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One problem under one method."""
+
+    is_right: bool
+    policy_tokens: int
+    verifier_tokens: int
+    flops: float
+
+
+Rows = dict[tuple[str, int], list[Outcome]]
+"""By method and N."""
 
 
 def run(console: Console, errors: Console, limit: int, seed: int) -> list[dict[str, Any]]:
     """Print the demonstration; gives the rows of its table."""
-    solver = Solver("zoo:S", "zoo:M")
-    judge = Solver("zoo:M", None)
-    _aloud(console, solver, seed)
-    problems = chain.natural(limit, seed)
-    rows: list[dict[str, Any]] = []
+    num_processes = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MAX_PROCESSES)
+    spawn = multiprocessing.get_context("spawn")  # a forked OpenMP runtime may hang
+    with ProcessPoolExecutor(num_processes, spawn, _use_one_thread) as pool:
+        aloud = pool.submit(_solve_aloud, seed)
+        # The widest searches first, so that no process is left with a long one at the end.
+        work = [
+            ("best_of_n", WIDTHS[-1]),
+            *((name, n) for n in reversed(WIDTHS) for name in ("beam", "dvts")),
+            ("greedy", 1),
+            (ALONE, 1),
+        ]
+        tasks = [pool.submit(_measure, *what, limit, seed, i, num_processes) for what in work for i in range(num_processes)]
+        _print_aloud(console, *aloud.result())
+        rows = _collect(tasks, errors)
+    table = [_row(name, n, rows[name, n]) for name, n in _order()]
+    _print_table(console, table, limit)
+    return table
+
+
+def _order() -> list[tuple[str, int]]:
+    many = [(name, n) for name in (*RULES, "beam", "dvts") for n in WIDTHS]
+    return [("greedy", 1), *many, (ALONE, 1)]
+
+
+def _collect(tasks: Sequence[Future[Rows]], errors: Console) -> Rows:
+    found: Rows = {}
     with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
-
-        def collect(title: str, each: Iterable[tuple[int, Result]]) -> list[Result]:
-            found = dict(progress.track(each, total=limit, description=title))
-            return [found[i] for i in range(limit)]
-
-        greedy = collect("greedy", solver.solve_each(problems, "best_of_n", n=1, temperature=0.0, seed=seed))
-        rows.append(_row("greedy", 1, evaluate(greedy, solver.task)))
-        sampled = collect("best of 64", solver.solve_each(problems, "best_of_n", n=WIDTHS[-1], seed=seed))
-        for rule in ("majority", "max", "weighted"):
-            rows += [_row(rule, n, evaluate(_first(sampled, n, rule, solver), solver.task)) for n in WIDTHS]
-        for name in ("beam", "dvts"):
-            for n in WIDTHS:
-                rows.append(
-                    _row(
-                        name, n, evaluate(collect(f"{name} {n}", solver.solve_each(problems, name, n=n, seed=seed)), solver.task)
-                    )
-                )
-        alone = collect("verifier as solver", judge.solve_each(problems, "best_of_n", n=1, temperature=0.0, seed=seed))
-        rows.append(_row("verifier used as solver", 1, evaluate(alone, judge.task)))
-    _print(console, rows, limit)
-    return rows
+        for task in progress.track(tasks, description="searching"):
+            for key, outcomes in task.result().items():
+                found.setdefault(key, []).extend(outcomes)
+    return found
 
 
-def _aloud(console: Console, solver: Solver, seed: int) -> None:
-    """One search, step by step: what was tried, how it scored, what was pruned."""
+# ---- in the worker processes
+
+
+def _use_one_thread() -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@functools.lru_cache
+def _solver(policy: str, verifier: str | None) -> Solver:
+    from tts.solver import Solver
+
+    return Solver(policy, verifier, kv_bytes=1 << 30)
+
+
+def _solve_aloud(seed: int) -> tuple[str, list[dict[str, Any]], str | None, Meter]:
+    """One search: its question, its tree, its answer, its cost."""
     question = chain.sample(random.Random(seed), steps=4)
-    result = solver.solve(question, "beam", n=8, seed=seed)
-    console.print(f"[bold]Question[/bold] {escape(solver.task.show(question))}   [dim]({escape(question)})[/dim]")
-    children: dict[int | None, list[dict[str, Any]]] = {}
-    for node in result.tree:
-        children.setdefault(node["parent"], []).append(node)
-    level = children[None]
-    while level:
-        console.print(f"[dim]step {_depth(result.tree, level[0])}: {len(level)} branches[/dim]")
-        for node in sorted(level, key=lambda x: -(x["score"] or 0.0)):
-            fate = (
-                "answer"
-                if node["is_candidate"]
-                else f"kept, {len(children[node['id']])} children"
-                if node["id"] in children
-                else "pruned"
-            )
-            value = show.score(node["score"] if node["score"] is not None else float("nan"))
-            console.print(f"  {value}  {escape(solver.task.show(node['text'])):<32} [dim]{fate}[/dim]", highlight=False)
-        level = [child for node in level for child in children.get(node["id"], [])]
-    right = chain.gold(question)
-    verdict = "[green]right[/green]" if result.answer == right else f"[red]wrong[/red], it is {right}"
-    console.print(f"[bold]Answer[/bold] {result.answer} ({verdict})")
-    console.print(show.cost(result.meter) + "\n", style="dim", highlight=False)
+    result = _solver("zoo:S", "zoo:M").solve(question, "beam", n=8, seed=seed)
+    return question, result.tree, result.answer, result.meter
 
 
-def _depth(tree: Sequence[dict[str, Any]], node: dict[str, Any]) -> int:
-    depth = 1
-    while node["parent"] is not None:
-        node, depth = tree[node["parent"]], depth + 1
-    return depth
+def _measure(name: str, n: int, limit: int, seed: int, shard: int, num_shards: int) -> Rows:
+    """One method on every `num_shards`-th problem."""
+    solver = _solver("zoo:M", None) if name == ALONE else _solver("zoo:S", "zoo:M")
+    problems = chain.natural(limit, seed)[shard::num_shards]
+    if name in ("greedy", ALONE):
+        results = solver.solve_many(problems, "best_of_n", n=1, temperature=0.0, seed=seed)
+    else:
+        results = solver.solve_many(problems, name, n=n, seed=seed)
+    if name == "best_of_n":
+        return {(rule, width): [_first(r, width, rule, solver) for r in results] for rule in RULES for width in WIDTHS}
+    return {(name, n): [_outcome(r.answer == r.problem.gold, r.meter) for r in results]}
 
 
-def _first(sampled: Sequence[Result], n: int, rule: str, solver: Solver) -> list[Result]:
-    """Best-of-n out of best-of-64: a draw depends on its lineage alone, so the first n are what n alone would have sampled."""
-    made = []
-    for result in sampled:
-        candidates = result.candidates[:n]
-        winner = selection.select([c.answer for c in candidates], [c.score for c in candidates], rule, solver.task.group)
-        answer = candidates[winner].answer
-        made.append(
-            replace(
-                result, candidates=candidates, winner=winner, answer=answer, meter=_share(result.meter, candidates, rule, solver)
-            )
-        )
-    return made
+def _first(result: Result, n: int, rule: str, solver: Solver) -> Outcome:
+    """Best-of-n out of best-of-64: a draw depends on its lineage alone, so the first n are what n alone would have sampled.
 
-
-def _share(meter: Meter, candidates: Sequence[Candidate], rule: str, solver: Solver) -> Meter:
-    """What the first candidates alone have cost; a majority needs no verifier."""
+    They are charged what they alone have cost; a majority needs no verifier.
+    """
+    candidates, meter = result.candidates[:n], result.meter
+    winner = selection.select([c.answer for c in candidates], [c.score for c in candidates], rule, solver.task.group)
     drawn = sum(step.num_tokens for c in candidates for step in c.steps)
     read = 0 if rule == "majority" else meter.prompt_tokens + drawn
     flops = 2.0 * solver.policy.model.num_parameters * (meter.prompt_tokens + drawn)
-    verifier_flops = meter.verifier_flops * read / meter.verifier_tokens
-    return Meter(meter.prompt_tokens, drawn, read, policy_flops=flops, verifier_flops=verifier_flops)
+    flops += meter.verifier_flops * read / meter.verifier_tokens
+    return Outcome(candidates[winner].answer == result.problem.gold, drawn, read, flops)
 
 
-def _row(name: str, n: int, found: Evaluation) -> dict[str, Any]:
-    meter, count = found.meter, len(found.results)
+def _outcome(is_right: bool, meter: Meter) -> Outcome:
+    return Outcome(is_right, meter.policy_tokens, meter.verifier_tokens, meter.flops)
+
+
+# ---- printing
+
+
+def _print_aloud(console: Console, question: str, tree: Sequence[dict[str, Any]], answer: str | None, meter: Meter) -> None:
+    """The search step by step: what was tried, how it scored, what was pruned. Equal branches share a line."""
+    task = chain.Chain()
+    console.print(f"[bold]Question[/bold] {escape(task.show(question))}   [dim]({escape(question)})[/dim]")
+    children: dict[int | None, list[dict[str, Any]]] = {}
+    for node in tree:
+        children.setdefault(node["parent"], []).append(node)
+    level, depth = children[None], 1
+    while level:
+        console.print(f"[dim]step {depth}: {len(level)} branches[/dim]")
+        texts = dict.fromkeys(node["text"] for node in sorted(level, key=lambda x: -(x["score"] or 0.0)))
+        for text in texts:
+            _print_text(console, task.show(text), [node for node in level if node["text"] == text], children)
+        level, depth = [child for node in level for child in children.get(node["id"], [])], depth + 1
+    right = chain.gold(question)
+    verdict = "[green]right[/green]" if answer == right else f"[red]wrong[/red], it is {right}"
+    console.print(f"[bold]Answer[/bold] {answer} ({verdict})")
+    console.print(show.cost(meter) + "\n", style="dim", highlight=False)
+
+
+def _print_text(
+    console: Console, text: str, nodes: Sequence[dict[str, Any]], children: dict[int | None, list[dict[str, Any]]]
+) -> None:
+    kept = sum(node["id"] in children for node in nodes)
+    answers = sum(node["is_candidate"] for node in nodes)
+    counts = ((kept, "kept"), (answers, "answers"), (len(nodes) - kept - answers, "pruned"))
+    fate = ", ".join(f"{count} {what}" for count, what in counts if count)
+    score = max((node["score"] for node in nodes if node["score"] is not None), default=float("nan"))
+    console.print(f"  {show.score(score)}  {escape(text):<24} [dim]{fate}[/dim]", highlight=False)
+
+
+def _row(name: str, n: int, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    count, num_right = len(outcomes), sum(o.is_right for o in outcomes)
     return {
         "strategy": name,
         "n": n,
-        "accuracy": found.accuracy,
-        "ci": found.ci,
-        "policy_tokens": meter.policy_tokens / count,
-        "verifier_tokens": meter.verifier_tokens / count,
-        "mflop": meter.flops / count / 1e6,
+        "accuracy": num_right / count,
+        "ci": wilson(num_right, count),
+        "policy_tokens": sum(o.policy_tokens for o in outcomes) / count,
+        "verifier_tokens": sum(o.verifier_tokens for o in outcomes) / count,
+        "mflop": sum(o.flops for o in outcomes) / count / 1e6,
     }
 
 
-def _print(console: Console, rows: Sequence[dict[str, Any]], limit: int) -> None:
-    table = Table(
-        "strategy",
-        "N",
-        "accuracy",
-        "95 % interval",
-        "tokens drawn",
-        "tokens verified",
-        "MFLOP",
-        title=f"{limit} questions, cost a question",
-    )
+def _print_table(console: Console, rows: Sequence[dict[str, Any]], limit: int) -> None:
+    table = Table(title=f"{limit} questions; cost a question")
+    for title in ("strategy", "N", "accuracy, 95 %", "drawn", "verified", "MFLOP"):
+        table.add_column(title, justify="left" if title == "strategy" else "right", no_wrap=True)
     before = rows[0]["strategy"]
     for row in rows:
         if row["strategy"] != before:
             table.add_section()
             before = row["strategy"]
         low, high = row["ci"]
-        table.add_row(
-            row["strategy"],
-            str(row["n"]),
-            f"{row['accuracy']:.2f}",
-            f"{low:.2f} .. {high:.2f}",
-            f"{row['policy_tokens']:,.0f}",
-            f"{row['verifier_tokens']:,.0f}",
-            f"{row['mflop']:,.0f}",
-        )
+        accuracy = f"{row['accuracy']:.2f} ({low:.2f}-{high:.2f})"
+        cost = (f"{row[name]:,.0f}" for name in ("policy_tokens", "verifier_tokens", "mflop"))
+        table.add_row(row["strategy"], str(row["n"]), accuracy, *cost)
     console.print(table)
-    best = max(
-        (r for r in rows if r["strategy"] in ("beam", "dvts", "max", "weighted")), key=lambda r: (r["accuracy"], -r["mflop"])
-    )
-    alone = rows[-1]
-    comparison = "more" if alone["accuracy"] > best["accuracy"] else "no more"
-    console.print(
-        f"The verifier is itself a solver: asked directly, the larger model answers {alone['accuracy']:.0%} right for "
-        f"{alone['mflop']:,.0f} MFLOP, {comparison} than the small policy under its guidance ({best['strategy']}, "
-        f"N={best['n']}: {best['accuracy']:.0%} for {best['mflop']:,.0f} MFLOP), so on this task the search shows how "
-        "verification lifts a weak policy, not that searching is cheaper than a stronger model.",
-        highlight=False,
+    guided = [r for r in rows if r["strategy"] in ("beam", "dvts", "max", "weighted")]
+    best = max(guided, key=lambda r: (r["accuracy"], -r["mflop"]))
+    console.print(_plain_sentence(rows[-1], best), highlight=False)
+
+
+def _plain_sentence(alone: dict[str, Any], best: dict[str, Any]) -> str:
+    """What the verifier's own accuracy means for the table."""
+    relation = "more often than" if alone["accuracy"] > best["accuracy"] else "no more often than"
+    return (
+        f"Asked directly, the larger model that serves as verifier is right {alone['accuracy']:.0%} of the time for "
+        f"{alone['mflop']:,.0f} MFLOP, {relation} the small policy under its guidance ({best['strategy']}, N={best['n']}: "
+        f"{best['accuracy']:.0%} for {best['mflop']:,.0f} MFLOP): on this task search shows how a verifier lifts a weak "
+        "policy, not that it is cheaper than a stronger model."
     )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from tts.evaluation import Evaluation
 from tts.meter import Meter
-from tts.solver import Result, Solver
 from tts.tasks import Task
+
+if TYPE_CHECKING:
+    from tts.solver import Result, Solver
 
 
 def result(console: Console, found: Result, task: Task) -> None:

@@ -30,14 +30,11 @@ class Solver:
         self.model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
 
-    def _ids(self, texts: Sequence[str]) -> torch.Tensor:
-        return self.tokenizer(list(texts), return_tensors="pt").input_ids
-
     @torch.inference_mode()
     def solutions(self, questions: Sequence[str], temperature: float) -> list[str]:
         """One solution for each of `questions`, all of the same length; temperature 0 is greedy."""
         choice = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
-        ids = self._ids(questions)
+        ids = self.tokenizer(list(questions), return_tensors="pt").input_ids
         out = self.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=TASK.max_tokens, **choice)
         texts = self.tokenizer.batch_decode(out[:, ids.shape[1] :])
         return [text.partition(END)[0] + END * (END in text) for text in texts]
