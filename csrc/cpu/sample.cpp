@@ -192,8 +192,9 @@ class RowSampler {
   // Leaves in `weights_`, `block_sums_` and `total_` what the filters keep of the row.
   void filter(const Filters& wanted) {
     if (wanted == filters_) return;
+    const bool is_there = filters_ == Filters{wanted.temperature, 1.0f, 0.0f, 0};
     filters_ = wanted;
-    exponentiate(logits_, p_.V, peak_.value, wanted.temperature, weights_);
+    if (!is_there) exponentiate(logits_, p_.V, peak_.value, wanted.temperature, weights_);
     if (wanted.top_k > 0 && wanted.top_k < p_.V) keep_first(wanted.top_k, INFINITY);
     if (wanted.top_p < 1) keep_first(p_.V, wanted.top_p * sum_blocks(weights_, p_.V, block_sums_));
     if (wanted.min_p > 0) drop_below(weights_, p_.V, std::min(wanted.min_p, 1.0f));
@@ -201,36 +202,43 @@ class RowSampler {
   }
 
   // Keeps, by descending weight and then ascending id, the first token and those before which lie fewer than `count` tokens
-  // and less than `mass`. Buckets by magnitude leave one bucket to sort.
+  // and less than `mass`. Buckets by magnitude leave one bucket to sort; a small vocabulary is one.
   void keep_first(int64_t count, double mass) {
+    int64_t rank = 0, low = 0, high = kBuckets;  // the buckets low..high-1 hold the last token to keep
+    double before = 0.0;
+    if (p_.V > kBlock) {
+      fill_buckets();
+      for (low = kBuckets - 1; low > 0 && rank + buckets_[low].count < count && before + buckets_[low].mass < mass; --low) {
+        rank += buckets_[low].count;
+        before += buckets_[low].mass;
+      }
+      high = low + 1;
+    }
+    const int64_t size = collect(low, high);
+    int64_t kept = 0;
+    for (; kept < size && (rank == 0 || (rank < count && before < mass)); ++kept, ++rank) before += weights_[id_of(kept)];
+    if (kept > 0) drop_after(weights_, p_.V, weights_[id_of(kept - 1)], id_of(kept - 1));
+  }
+
+  void fill_buckets() {
     std::fill_n(buckets_, kBuckets, Bucket{});
     for (int64_t i = 0; i < p_.V; ++i) {
       Bucket& bucket = buckets_[bucket_of(weights_[i])];
       ++bucket.count;
       bucket.mass += weights_[i];
     }
-    int64_t b = kBuckets - 1, rank = 0;
-    double before = 0.0;
-    for (; b > 0 && rank + buckets_[b].count < count && before + buckets_[b].mass < mass; --b) {
-      rank += buckets_[b].count;
-      before += buckets_[b].mass;
-    }
-    if (buckets_[b].count == 0) return;
-    const int64_t size = collect(b);
-    int64_t kept = 0;  // at least 1: the loop above stopped before either limit
-    for (; kept < size && (rank == 0 || (rank < count && before < mass)); ++kept, ++rank) before += weights_[id_of(kept)];
-    drop_after(weights_, p_.V, weights_[id_of(kept - 1)], id_of(kept - 1));
   }
 
   static int64_t bucket_of(float weight) { return std::min<int64_t>(bit_cast<uint32_t>(weight) >> 20, kBuckets - 1); }
   int64_t id_of(int64_t candidate) const { return static_cast<uint32_t>(candidates_[candidate]); }
 
-  // Sorts the tokens of a bucket by descending weight, then ascending id, and returns their number.
-  int64_t collect(int64_t bucket) {
+  // Sorts the tokens of the buckets low..high-1 by descending weight, then ascending id, and returns their number.
+  int64_t collect(int64_t low, int64_t high) {
     int64_t size = 0;
-    for (int64_t i = 0; i < p_.V; ++i)
-      if (bucket_of(weights_[i]) == bucket)
-        candidates_[size++] = uint64_t{~bit_cast<uint32_t>(weights_[i])} << 32 | static_cast<uint64_t>(i);
+    for (int64_t i = 0; i < p_.V; ++i) {
+      candidates_[size] = uint64_t{~bit_cast<uint32_t>(weights_[i])} << 32 | static_cast<uint64_t>(i);
+      size += bucket_of(weights_[i]) >= low && bucket_of(weights_[i]) < high;
+    }
     std::sort(candidates_, candidates_ + size);
     return size;
   }
