@@ -44,6 +44,9 @@ void define(py::module_& module, const char* name, int (*launcher)(Args...)) {
 
 PYBIND11_MODULE(_native, module) {
   module.attr("abi_version") = tts_abi_version();
+  module.def("isa", tts_isa);
+  define(module, "limit_isa", tts_limit_isa);
+  define(module, "pack", tts_pack);
   define(module, "linear", tts_linear);
   define(module, "append", tts_append);
   define(module, "attend", tts_attend);
@@ -52,4 +55,5 @@ PYBIND11_MODULE(_native, module) {
   define(module, "prune", tts_prune);
   define(module, "fork", tts_fork);
   define(module, "sample", tts_sample);
+  define(module, "ceiling", tts_ceiling);
 }

@@ -10,7 +10,7 @@
  *   - Same inputs, same bits: for any number of threads, and a row's result does not depend on the other rows of the call.
  *   - Thread-safe as long as the written buffers differ. Scratch memory belongs to the calling thread and only grows.
  *
- * Dimensions: B rows, T tokens, H query heads, G KV heads, D head dim, E hidden size, P pages, S page size, L layers, V
+ * Dimensions: B rows, T tokens, H query heads, G KV heads, D head dim, E hidden size, P pages, S page size, V
  * vocabulary, X nodes, W work items, R segments. A slot is page * S + offset.
  */
 #ifndef TTS_KERNELS_H
@@ -35,6 +35,17 @@ enum { TTS_OK = 0, TTS_INVALID_ARGUMENT = 1, TTS_OUT_OF_MEMORY = 2, TTS_INTERNAL
 enum { TTS_F32 = 0, TTS_F16 = 1, TTS_BF16 = 2 };                                /* dtype */
 enum { TTS_TOP = 0, TTS_SOFTMAX = 1, TTS_SYSTEMATIC = 2, TTS_MULTINOMIAL = 3 }; /* rule of tts_prune */
 enum { TTS_ACTIVATION_SOFTMAX = 0, TTS_ACTIVATION_SIGMOID = 1 };                /* activation of tts_score */
+enum {
+  TTS_DRAM_READ = 0,
+  TTS_DRAM_COPY = 1,
+  TTS_CACHE_READ = 2,
+  TTS_F32_FMA = 3,
+  TTS_BF16_DOT = 4,
+  TTS_BF16_TILES = 5,
+  TTS_F32_EXP2 = 6
+}; /* which of tts_ceiling */
+
+enum { TTS_ISA_BASE = 0, TTS_ISA_AVX2 = 1, TTS_ISA_AVX512 = 2, TTS_ISA_AVX512_BF16 = 3, TTS_ISA_AMX_BF16 = 4 }; /* tts_isa */
 
 /* The version of this header that the library was built with. */
 TTS_API int tts_abi_version(void);
@@ -42,28 +53,46 @@ TTS_API int tts_abi_version(void);
 /* The message of the calling thread's last error; valid until its next error. Never null. */
 TTS_API const char* tts_last_error(void);
 
+/* The instruction set in use (TTS_ISA_*): the machine's, unless it is limited. */
+TTS_API int tts_isa(void);
+
+/* Use nothing beyond `isa` from now on, in the whole process: to test the code for lesser machines, or to compare with them. */
+TTS_API int tts_limit_isa(int isa);
+
+/* The weight of tts_linear in the order in which it is read: panels of 16 rows, in a panel blocks of 32 k, in a block 16 pairs of
+ * k x 16 rows x 2. Zeros fill the last panel and the last blocks.
+ *   weight T[N,K] with rows weight_stride apart, packed T[ceil(N/16),ceil(K/32),16,16,2]
+ * Bytes: 2*N*K * sizeof(T). */
+TTS_API int tts_pack(int dtype, int64_t N, int64_t K, const void* weight, int64_t weight_stride, void* packed);
+
 /* out = x @ weight.T + bias, summed over K in a fixed order.
- *   x T[M,K] with rows x_stride apart, weight T[N,K], bias T[N] nullable, out T[M,N]
- * Bytes: (M*K + N*K + M*N) * sizeof(T); the weight is read once per 128 rows. */
-TTS_API int tts_linear(int dtype, int64_t M, int64_t N, int64_t K, const void* x, int64_t x_stride, const void* weight,
+ *   x T[M,K] with rows x_stride apart, packed the weight T[N,K] through tts_pack, bias T[N] nullable, out T[M,N]
+ * Bytes: (M*K + N*K + M*N) * sizeof(T); the weight is read once per 64 to 256 rows, as many as make 1 MB of x. */
+TTS_API int tts_linear(int dtype, int64_t M, int64_t N, int64_t K, const void* x, int64_t x_stride, const void* packed,
                        const void* bias, void* out);
 
-/* Write N new keys and values of `layer` into their slots.
- *   k, v T[N,G,D] with tokens and heads *_token, *_head apart and dense D; pool T[P,L,2,G,S,D] in place; slots i64[N] in [0, P*S)
+/* Write N new keys and values into their slots of one layer's pages.
+ *   k, v T[N,G,D] with tokens and heads *_token, *_head apart and dense D; keys, values T[P,G,S,D] in place, with pages, heads
+ *   and slots *_page, *_head, *_slot apart and dense D; slots i64[N] in [0, P*S)
  * Bytes: 4*N*G*D * sizeof(T). Unchecked: the slots are distinct. */
-TTS_API int tts_append(int dtype, int64_t N, int64_t G, int64_t D, int64_t P, int64_t L, int64_t S, const void* k,
-                       int64_t k_token, int64_t k_head, const void* v, int64_t v_token, int64_t v_head, void* pool,
-                       const int64_t* slots, int64_t layer);
+TTS_API int tts_append(int dtype, int64_t N, int64_t G, int64_t D, int64_t P, int64_t S, const void* k, int64_t k_token,
+                       int64_t k_head, const void* v, int64_t v_token, int64_t v_head, void* keys, int64_t keys_page,
+                       int64_t keys_head, int64_t keys_slot, void* values, int64_t values_page, int64_t values_head,
+                       int64_t values_slot, const int64_t* slots);
 
 /* Attention of N query tokens over the W work items of a plan, softmax(scale * q @ K) @ V.
- *   q T[N,H,D] with tokens and heads q_token, q_head apart and dense D; pool T[P,L,2,G,S,D]; spans i32[num_spans,3] = (page,
- *   first slot, count); item_indptr i32[W+1] into spans; items i32[W,3] = (q0, q1, is_causal); out T[N,H,D]; lse f32[N,H]
- * H is a multiple of G, D of 8, D <= 256. A query without a token gets out 0, lse -inf. The bits of a query depend on the
- * tokens of its context in their order, not on how items and spans cut them.
- * Bytes: every span once per block of up to 128 query heads of a KV head, K and V; q and out once. */
-TTS_API int tts_attend(int dtype, int64_t N, int64_t H, int64_t G, int64_t D, int64_t P, int64_t L, int64_t S, int64_t num_spans,
-                       int64_t W, const void* q, int64_t q_token, int64_t q_head, const void* pool, const int32_t* spans,
-                       const int32_t* item_indptr, const int32_t* items, int64_t layer, double scale, void* out, float* lse);
+ *   q T[N,H,D] with tokens and heads q_token, q_head apart and dense D; keys, values T[P,G,S,D] as in tts_append; spans
+ *   i32[num_spans,3] = (page, first slot, count); item_indptr i32[W+1] into spans; items i32[W,3] = (q0, q1, is_causal);
+ *   out T[N,H,D]; lse f32[N,H]
+ * H is a multiple of G, D of 8, D <= 256. Items are sorted by q0, outer before inner, and nested: of two that share a query one
+ * has all queries of the other; none lies inside a causal one. A query without a token gets out 0, lse -inf. The bits of a query
+ * depend on the tokens of its context in their order, not on how items and spans cut them.
+ * Bytes: every span once per block of query heads that share it, K and V; q and out once. */
+TTS_API int tts_attend(int dtype, int64_t N, int64_t H, int64_t G, int64_t D, int64_t P, int64_t S, int64_t num_spans, int64_t W,
+                       const void* q, int64_t q_token, int64_t q_head, const void* keys, int64_t keys_page, int64_t keys_head,
+                       int64_t keys_slot, const void* values, int64_t values_page, int64_t values_head, int64_t values_slot,
+                       const int32_t* spans, const int32_t* item_indptr, const int32_t* items, double scale, void* out,
+                       float* lse);
 
 /* The work items of B rows over the node table: row b adds tokens indptr[b]:indptr[b+1] to node leaves[b].
  *   leaves i32[B] in [0, X); indptr i32[B+1] from 0; parent (-1 at a root), start, length, first_page i32[X]; next_page i32[P];
@@ -105,6 +134,12 @@ TTS_API int tts_sample(int64_t R, int64_t V, int64_t N, int64_t A, const float* 
                        const int64_t* position, const float* temperature, const int32_t* top_k, const float* top_p,
                        const float* min_p, const int32_t* state, const int32_t* next_state, int with_statistics, int64_t* token,
                        float* logprob, int32_t* next, float* confidence, float* certainty);
+
+/* What the machine can do with all threads, the best of many rounds of a loop that does nothing else, within about `seconds`.
+ *   out f64[1]: bytes/s of reading from DRAM or from the last cache, bytes/s read plus written of a copy in DRAM, FLOP/s of
+ *   float32 multiply-adds, bf16 dot products or bf16 tile products, exp2/s; 0 where the machine has no such instruction
+ * Takes memory of its own: at least 512 MB for the two of DRAM. */
+TTS_API int tts_ceiling(int which, double seconds, double* out);
 
 #ifdef __cplusplus
 }

@@ -3,7 +3,7 @@
 from tts_kernels.append import append
 from tts_kernels.attend import attend, plan
 from tts_kernels.fork import fork
-from tts_kernels.linear import linear
+from tts_kernels.linear import linear, pack
 from tts_kernels.op import OPS, Op, backends, op, register_backend
 from tts_kernels.prune import prune
 from tts_kernels.sample import sample
@@ -24,6 +24,7 @@ __all__ = [
     "fork",
     "linear",
     "op",
+    "pack",
     "plan",
     "prune",
     "register_backend",

@@ -6,21 +6,26 @@ from tts_kernels.op import op
 
 
 @op(
-    "q T[N,H,D], pool T[P,L,2,G,S,D], spans i32[E,3], item_indptr i32[W+1], items i32[W,3], layer int in 0..L, scale float"
+    "q T[N,H,D], keys T[P,G,S,D], values T[P,G,S,D], spans i32[E,3], item_indptr i32[W+1], items i32[W,3], scale float"
     " -> out T[N,H,D], lse f32[N,H] where H%G==0"
 )
-def attend(q, pool, spans, item_indptr, items, layer, scale, *, out, lse):
+def attend(q, keys, values, spans, item_indptr, items, scale, *, out, lse):
     """Softmax attention of N query tokens over the work items of a plan (`plan`).
+
+    `keys` and `values` are the pages of one layer, views with any order of pages, heads and slots and a dense last dim.
 
     Work item `w` = (q0, q1, is_causal) with the spans `item_indptr[w]:item_indptr[w+1]`, each (page, first slot, count): its
     tokens in order. Queries q0..q1-1 see all tokens of the item; under `is_causal` query j does not see the last q1-1-j.
-    A query's context is the union of the items that cover it; query head h reads KV head h*G//H. A query that no item covers
+    A query's context is the items that cover it, in order; query head h reads KV head h*G//H. A query that no item covers
     gets out 0, lse -inf. lse is the natural log of the softmax denominator of the scaled scores.
+
+    Items are nested, as `plan` makes them: sorted by q0, outer before inner, and of two that share a query one covers all of
+    the other's; nothing lies inside a causal one. So all queries of an item have the same tokens before it.
     """
     total = torch.zeros(q.shape, dtype=torch.float64, device=q.device)
     total_lse = torch.full(lse.shape, float("-inf"), dtype=torch.float64, device=q.device)
     for (q0, q1, is_causal), begin, end in zip(items.tolist(), item_indptr[:-1].tolist(), item_indptr[1:].tolist()):
-        key, value = (_gather(pool, spans[begin:end], layer, kv, q.shape[1]) for kv in (0, 1))
+        key, value = (_gather(pages, spans[begin:end], q.shape[1]) for pages in (keys, values))
         part = _attention(q[q0:q1].double(), key, value, scale, bool(is_causal))
         total[q0:q1], total_lse[q0:q1] = merge(total[q0:q1], total_lse[q0:q1], *part)
     out.copy_(total)
@@ -45,11 +50,11 @@ def _attention(q, key, value, scale, is_causal):
     return torch.einsum("nht,htd->nhd", weights, value), torch.logsumexp(scores, -1)
 
 
-def _gather(pool, spans, layer, kv, num_heads):
-    """f64[H,T,D]: the keys (kv=0) or values (kv=1) of an item's tokens in order, repeated for each query head."""
-    parts = [pool[page, layer, kv, :, first : first + count] for page, first, count in spans.tolist()]
-    tokens = torch.cat(parts, 1) if parts else pool.new_zeros(pool.shape[3], 0, pool.shape[5])
-    return tokens.double().repeat_interleave(num_heads // pool.shape[3], 0)
+def _gather(pages, spans, num_heads):
+    """f64[H,T,D]: the keys or values of an item's tokens in order, repeated for each query head."""
+    parts = [pages[page, :, first : first + count] for page, first, count in spans.tolist()]
+    tokens = torch.cat(parts, 1) if parts else pages.new_zeros(pages.shape[1], 0, pages.shape[3])
+    return tokens.double().repeat_interleave(num_heads // pages.shape[1], 0)
 
 
 @op(

@@ -4,13 +4,15 @@ Each function passes sizes, strides and addresses as kernels.h names them. Input
 that are written in place must be row-major, because a copy would lose what the kernel writes.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 import tts_kernels._native as _native
 from tts_kernels.append import append
 from tts_kernels.attend import attend, plan
 from tts_kernels.fork import fork
-from tts_kernels.linear import linear
+from tts_kernels.linear import linear, pack
 from tts_kernels.op import register_backend
 from tts_kernels.prune import prune
 from tts_kernels.sample import sample
@@ -41,28 +43,44 @@ def _in_place(op: str, **tensors: torch.Tensor) -> None:
             raise ValueError(f"{op}: {name} is written in place and must be contiguous, got strides {tensor.stride()}")
 
 
-def _linear(x, weight, bias, *, out):
+def _in_place_rows(op: str, **tensors: torch.Tensor) -> None:
+    for name, tensor in tensors.items():
+        if tensor.stride(-1) != 1:
+            raise ValueError(f"{op}: {name} is written in place and its last dim must be dense, got strides {tensor.stride()}")
+
+
+def _pages(tensor: torch.Tensor) -> tuple[int, int, int, int]:
+    """Address and strides of pages T[P,G,S,D]."""
+    return tensor.data_ptr(), *tensor.stride()[:3]
+
+
+def _pack(weight, *, packed):
+    weight = _rows(weight)
+    _native.pack(DTYPES[weight.dtype], *weight.shape, weight.data_ptr(), weight.stride(0), packed.data_ptr())
+
+
+def _linear(x, N, weight, bias, *, out):
     x, (weight,) = _rows(x), _dense(weight)
     bias = None if bias is None else bias.contiguous()
     inputs = x.data_ptr(), x.stride(0), weight.data_ptr(), _pointer(bias)
-    _native.linear(DTYPES[x.dtype], x.shape[0], *weight.shape, *inputs, out.data_ptr())
+    _native.linear(DTYPES[x.dtype], x.shape[0], N, x.shape[1], *inputs, out.data_ptr())
 
 
-def _append(k, v, pool, slots, layer):
-    _in_place("append", pool=pool)
+def _append(k, v, keys, values, slots):
+    _in_place_rows("append", keys=keys, values=values)
     k, v, (slots,) = _rows(k), _rows(v), _dense(slots)
-    P, L, _, G, S, D = pool.shape
-    k_args, v_args = (k.data_ptr(), *k.stride()[:2]), (v.data_ptr(), *v.stride()[:2])
-    _native.append(DTYPES[k.dtype], k.shape[0], G, D, P, L, S, *k_args, *v_args, pool.data_ptr(), slots.data_ptr(), layer)
+    P, G, S, D = keys.shape
+    new = k.data_ptr(), *k.stride()[:2], v.data_ptr(), *v.stride()[:2]
+    _native.append(DTYPES[k.dtype], k.shape[0], G, D, P, S, *new, *_pages(keys), *_pages(values), slots.data_ptr())
 
 
-def _attend(q, pool, spans, item_indptr, items, layer, scale, *, out, lse):
-    q, (pool, spans, item_indptr, items) = _rows(q), _dense(pool, spans, item_indptr, items)
-    P, L, _, G, S, D = pool.shape
-    sizes = (*q.shape[:2], G, D, P, L, S, spans.shape[0], items.shape[0])
+def _attend(q, keys, values, spans, item_indptr, items, scale, *, out, lse):
+    q, keys, values, (spans, item_indptr, items) = _rows(q), _rows(keys), _rows(values), _dense(spans, item_indptr, items)
+    P, G, S, D = keys.shape
+    sizes = *q.shape[:2], G, D, P, S, spans.shape[0], items.shape[0]
     tables = spans.data_ptr(), item_indptr.data_ptr(), items.data_ptr()
-    q_args = q.data_ptr(), *q.stride()[:2]
-    _native.attend(DTYPES[q.dtype], *sizes, *q_args, pool.data_ptr(), *tables, layer, scale, out.data_ptr(), lse.data_ptr())
+    inputs = q.data_ptr(), *q.stride()[:2], *_pages(keys), *_pages(values), *tables
+    _native.attend(DTYPES[q.dtype], *sizes, *inputs, scale, out.data_ptr(), lse.data_ptr())
 
 
 def _plan(leaves, indptr, parent, start, length, first_page, next_page, page_size, max_items, max_spans, **outputs):
@@ -102,5 +120,19 @@ def _sample(*inputs, **outputs):
     _native.sample(*sizes, *(t.data_ptr() for t in tensors), with_statistics, *(t.data_ptr() for t in outputs.values()))
 
 
-for _op in (linear, append, attend, plan, score, prune, fork, sample):
+CEILINGS = ("dram_read", "dram_copy", "cache_read", "f32_fma", "bf16_dot", "bf16_tiles", "f32_exp2")
+
+
+def ceilings(seconds: float = 0.5, names: Sequence[str] = CEILINGS) -> dict[str, float]:
+    """What this machine can do with all threads: bytes/s of `*_read` and `*_copy` (read plus written), FLOP/s of `f32_fma`,
+    `bf16_dot` and `bf16_tiles` (0 where it has no such instruction), values/s of `f32_exp2`. `seconds` for each of them."""
+    out = torch.zeros(1, dtype=torch.float64)
+    found = {}
+    for name in names:
+        _native.ceiling(CEILINGS.index(name), seconds, out.data_ptr())
+        found[name] = out.item()
+    return found
+
+
+for _op in (pack, linear, append, attend, plan, score, prune, fork, sample):
     register_backend(_op, "native", globals()[f"_{_op.name}"], devices=("cpu",), checks_values=True)

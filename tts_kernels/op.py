@@ -5,7 +5,8 @@
 
 declares the op `segment_max` with the decorated function as its reference implementation. Grammar, item by item:
 
-    x f32[N,D]           tensor; a dim is a name, a number, or a name plus a number (R+1); a name's first use binds it
+    x f32[N,D]           tensor; a dim is a name, a number, or a name plus a number (R+1); a name's first use binds it.
+                         N/32 is N in blocks of 32, the last one perhaps partly used; N is bound before
     x T[N]               T is a type variable over f32, f16, bf16: all tensors marked T have the same dtype
     x? f32[N]            optional, may be None           pool! T[P,S]    written in place
     slots i64[N] in 0..P*S    every value lies in the half-open range (checked on the CPU, where it costs no synchronisation,
@@ -42,7 +43,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 CPU = torch.device("cpu")
 SCALARS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "str": (str,)}
 _ITEM = re.compile(r"(?P<name>\w+)(?P<mark>[?!]?) (?P<type>\w+)(\[(?P<dims>[^\]]*)\])?( in (?P<range>\S+))?")
-_DIM = re.compile(r"(?P<name>[A-Za-z_]\w*)?\+?(?P<number>\d+)?")
+_DIM = re.compile(r"(?P<name>[A-Za-z_]\w*)?(/(?P<block>\d+))?\+?(?P<number>\d+)?")
 _NO_BUILTINS: dict[str, Any] = {"__builtins__": {}}
 
 OPS: dict[str, Op] = {}
@@ -59,8 +60,8 @@ class Arg:
     dtype: torch.dtype | None
     """`None` for a scalar and for the type variable."""
     is_tensor: bool
-    dims: tuple[tuple[str, int], ...]
-    """(name or "", number): the sum of the two is the size."""
+    dims: tuple[tuple[str, int, int], ...]
+    """(name or "", block, number): the size is ceil(name / block) + number."""
     bounds: CodeType | None
     """Compiled (low, high)."""
     choices: tuple[str, ...]
@@ -87,11 +88,11 @@ def _parse(text: str) -> Arg:
     )
 
 
-def _parse_dim(dim: str, text: str) -> tuple[str, int]:
+def _parse_dim(dim: str, text: str) -> tuple[str, int, int]:
     match = _DIM.fullmatch(dim)
     if not dim or match is None:
         raise SyntaxError(f"not a dim of an op signature: {dim!r} in {text!r}")
-    return match["name"] or "", int(match["number"] or 0)
+    return match["name"] or "", int(match["block"] or 1), int(match["number"] or 0)
 
 
 def _split(text: str) -> list[Arg]:
@@ -234,11 +235,11 @@ class Op:
                 raise ValueError(
                     f"{self.name}: {arg.name} must have {len(arg.dims)} dims ({arg.text!r}), got shape {tuple(shape)}"
                 )
-            for (name, number), size in zip(arg.dims, shape):
+            for (name, block, number), size in zip(arg.dims, shape):
                 if name not in dims and size >= number:
                     dims[name] = size - number
-                elif size != dims.get(name, 0) + number:
-                    self._reject_shape(arg, name, number, shape, dims)
+                elif size != -(-dims.get(name, 0) // block) + number:
+                    self._reject_shape(arg, (name, block, number), shape, dims)
         return dtype, device
 
     def _check_scalar(self, arg: Arg, value: Any, dims: dict[str, int]) -> None:
@@ -266,9 +267,10 @@ class Op:
             raise ValueError(f"{self.name}: {arg.name} is on {value.device}, the tensors before it on {device}")
         return CPU if value.is_cpu else value.device
 
-    def _reject_shape(self, arg: Arg, name: str, number: int, shape: Sequence[int], dims: dict[str, int]) -> None:
-        dim = f"{name}+{number}" if name and number else name or number
-        expected = dims[name] + number if name in dims else f"at least {number}"
+    def _reject_shape(self, arg: Arg, dim_: tuple[str, int, int], shape: Sequence[int], dims: dict[str, int]) -> None:
+        name, block, number = dim_
+        dim = name + (f"/{block}" if block > 1 else "") + (f"+{number}" if name and number else "") or number
+        expected = -(-dims[name] // block) + number if name in dims else f"at least {number}"
         raise ValueError(f"{self.name}: dim {dim} of {arg.name} ({arg.text!r}) must be {expected}, got shape {tuple(shape)}")
 
     def _check_values(self, values: Sequence[Any], dims: dict[str, int]) -> None:
@@ -281,7 +283,7 @@ class Op:
 
     def _allocate(self, dims: dict[str, int], dtype, device) -> list[torch.Tensor]:
         return [
-            torch.empty([dims[name] + number for name, number in a.dims], dtype=a.dtype or dtype, device=device)
+            torch.empty([-(-dims[name] // block) + n for name, block, n in a.dims], dtype=a.dtype or dtype, device=device)
             for a in self.outputs
         ]
 

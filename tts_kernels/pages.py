@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from tts_kernels import memory
 from tts_kernels.attend import plan
 from tts_kernels.fork import fork
 
@@ -42,8 +43,9 @@ class Plan:
 class PagedKV:
     """A pool of pages and the tree of nodes that live in it.
 
-    `pool` is T[P, L, 2, G, S, D]: pages, layers, (K, V), KV heads, slots, head dim. Node ids are small integers, reused after
-    release. Every method that gives a node gives the caller one reference to it; `release` returns it.
+    `pool` is T[L, 2, G, P, S, D]: layers, (K, V), KV heads, pages, slots, head dim: what a head reads of a prompt lies in one
+    piece where its pages do. `layers[l]` are the (keys, values) of a layer, views T[P, G, S, D]. Node ids are small integers,
+    reused after release. Every method that gives a node gives the caller one reference to it; `release` returns it.
     """
 
     _parent: np.ndarray
@@ -68,7 +70,8 @@ class PagedKV:
             raise ValueError(
                 f"all sizes of a PagedKV must be >= 1, got {num_pages=} {page_size=} {num_layers=} {num_kv_heads=} {head_dim=}"
             )
-        self.pool = torch.empty(num_pages, num_layers, 2, num_kv_heads, page_size, head_dim, dtype=dtype, device=device)
+        self.pool = memory.empty((num_layers, 2, num_kv_heads, num_pages, page_size, head_dim), dtype, device)
+        self.layers = [(keys.transpose(0, 1), values.transpose(0, 1)) for keys, values in self.pool]
         self.page_size, self.num_pages = page_size, num_pages
         self.peak_pages = 0
         self._free_pages = list(range(num_pages - 1, -1, -1))

@@ -1,21 +1,33 @@
-// Sixteen float32 lanes over float32, float16 and bfloat16 storage, in portable vector extensions.
+// Vectors of float32 lanes over float32, float16 and bfloat16 storage, in portable vector extensions, and one copy of a kernel
+// per instruction set (AVX-512, AVX2, baseline), of which the machine's is used. Elsewhere there is one copy for the target.
 //
-// A kernel's task function is marked TTS_CLONES and everything it calls TTS_INLINE: the compiler then makes one copy of the task
-// per instruction set (AVX-512, AVX2, baseline) and the loader picks one. Elsewhere there is one copy for the target.
+// TTS_CLONES marks a function of sixteen lanes, which narrower machines take in parts. Kernels that must keep many sums in
+// registers are written for W lanes and declared by TTS_PER_WIDTH. All that they call is TTS_INLINE.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 
+#include "common/isa.h"
 #include "kernels.h"
 
 #define TTS_INLINE inline __attribute__((always_inline))
 #define TTS_INLINE_LAMBDA __attribute__((always_inline))
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && (!defined(__clang__) || __clang_major__ >= 17)
+#if defined(__x86_64__) && defined(__gnu_linux__) && (defined(__clang__) ? __clang_major__ >= 17 : __GNUC__ >= 12)
 #define TTS_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+// void name(parameters), which runs name_for<W>(arguments) with the W of the machine.
+#define TTS_PER_WIDTH(name, parameters, arguments)                                                      \
+  __attribute__((target("arch=x86-64-v4"))) void name##_for_16 parameters { name##_for<16> arguments; } \
+  __attribute__((target("arch=x86-64-v3"))) void name##_for_8 parameters { name##_for<8> arguments; }   \
+  void name##_for_4 parameters { name##_for<4> arguments; }                                             \
+  void name parameters {                                                                                \
+    (isa() >= TTS_ISA_AVX512 ? name##_for_16 : isa() >= TTS_ISA_AVX2 ? name##_for_8 : name##_for_4) arguments;  \
+  }
 #else
 #define TTS_CLONES
+#define TTS_PER_WIDTH(name, parameters, arguments) \
+  void name parameters { name##_for<4> arguments; }
 #endif
 
 namespace tts {
@@ -76,19 +88,26 @@ TTS_INLINE U narrow_bf16(F value) {
   return word + word > 0xFF000000u ? 0x7FC0u + (word & 0u) : rounded;
 }
 
-// A vector of W = 4 or 16 float32 lanes and its unsigned twin.
+// A vector of W float32 lanes, its unsigned twin, its lanes two by two, and W halves.
 template <int W>
 struct Vector;
 template <>
 struct Vector<4> {
   using Float = F32x4;
   using Bits = U32x4;
+  typedef uint64_t Pairs __attribute__((vector_size(16)));
   typedef uint16_t Half __attribute__((vector_size(8)));
+};
+template <>
+struct Vector<8> {
+  using Float = F32x8;
+  typedef uint64_t Pairs __attribute__((vector_size(32)));
 };
 template <>
 struct Vector<16> {
   using Float = F32x16;
   using Bits = U32x16;
+  typedef uint64_t Pairs __attribute__((vector_size(64)));
   typedef uint16_t Half __attribute__((vector_size(32)));
 };
 
@@ -121,7 +140,10 @@ TTS_INLINE float load1(const float* from) { return *from; }
 TTS_INLINE float load1(const F16* from) { return widen_f16<float>(uint32_t{from->bits}); }
 TTS_INLINE float load1(const BF16* from) { return bit_cast<float>(uint32_t{from->bits} << 16); }
 
-TTS_INLINE void store(float* to, F32x16 value) { std::memcpy(to, &value, sizeof(value)); }
+template <class Float>
+TTS_INLINE void store(float* to, Float value) {
+  std::memcpy(to, &value, sizeof(value));
+}
 
 TTS_INLINE void store_half(void* to, U32x16 bits) {
   const auto half = __builtin_convertvector(bits, Vector<16>::Half);
@@ -154,6 +176,20 @@ TTS_INLINE F32x16 splat(float value) { return value - F32x16{}; }
 TTS_INLINE F32x16 keep_first(F32x16 value, int64_t count, float rest) {
   const I32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   return lane < static_cast<int32_t>(count) ? value : splat(rest);
+}
+
+// (from[0], from[1]) over and over.
+template <int W>
+TTS_INLINE typename Vector<W>::Float load_pair(const float* from) {
+  uint64_t pair;
+  std::memcpy(&pair, from, sizeof(pair));
+  return bit_cast<typename Vector<W>::Float>(pair | typename Vector<W>::Pairs{});
+}
+
+// The sums of neighbours: (a0 + a1, a2 + a3, ..., b0 + b1, ...).
+TTS_INLINE F32x16 sum_pairs(F32x16 a, F32x16 b) {
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+         __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
 }
 
 TTS_INLINE F32x16 larger(F32x16 a, F32x16 b) { return a > b ? a : b; }

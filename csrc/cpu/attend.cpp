@@ -29,13 +29,18 @@ constexpr int64_t kPhases = 4;              // partial sums of the values: hides
 constexpr int64_t kParallelWork = 1 << 17;  // multiply-adds below which a second thread costs more than it saves
 constexpr float kLog2E = 1.44269504088896341f;
 
+// T[P,G,S,D] with strides in elements and dense D.
+struct Pages {
+  const void* data;
+  int64_t page, head, slot;
+};
+
 struct Attend {
-  int64_t N, H, G, D, P, L, S, num_spans, W;
+  int64_t N, H, G, D, P, S, num_spans, W;
   const void* q;
   int64_t q_token, q_head;
-  const void* pool;
+  Pages keys, values;
   const int32_t *spans, *item_indptr, *items;
-  int64_t layer;
   float scale;
   void* out;
   float* lse;
@@ -105,21 +110,19 @@ void assign_items(const Attend& p, Schedule& s) {
   });
 }
 
-// Where one KV head's keys (kv = 0) or values (kv = 1) of the layer lie: rows of D elements, S to a page.
+// Where one KV head's keys or values lie: rows of D elements.
 template <class T>
 struct Head {
-  const T* first_page;
-  int64_t page_stride, dim;
+  const T* first;
+  int64_t page_stride, slot_stride, dim;
 
-  Head(const Attend& p, int64_t g, int64_t kv)
-      : first_page(static_cast<const T*>(p.pool) + ((p.layer * 2 + kv) * p.G + g) * p.S * p.D),
-        page_stride(p.L * 2 * p.G * p.S * p.D),
-        dim(p.D) {}
+  Head(const Pages& pages, int64_t g, int64_t dim)
+      : first(static_cast<const T*>(pages.data) + g * pages.head), page_stride(pages.page), slot_stride(pages.slot), dim(dim) {}
 
-  TTS_INLINE const T* row(int64_t page, int64_t slot) const { return first_page + page * page_stride + slot * dim; }
+  TTS_INLINE const T* row(int64_t page, int64_t slot) const { return first + page * page_stride + slot * slot_stride; }
 };
 
-// The tokens of one work item in order, run by run: the rows of a run follow each other in memory.
+// The tokens of one work item in order, run by run: the rows of a run are `slot_stride` apart.
 template <class T>
 class Tokens {
  public:
@@ -130,11 +133,13 @@ class Tokens {
 
   Tokens(const Attend& p, const Head<T>& head, int64_t item) : head_(head), span_(p.spans + p.item_indptr[item] * 3) {}
 
+  int64_t stride() const { return head_.slot_stride; }
+
   // The next run, cut to `most` rows; the item must have tokens left.
   TTS_INLINE Run next_run(int64_t most) {
     for (; rest_.count == 0; span_ += 3) rest_ = run_of(span_);
     const Run run{rest_.rows, std::min(rest_.count, most)};
-    rest_ = {run.rows + run.count * head_.dim, rest_.count - run.count};
+    rest_ = {run.rows + run.count * head_.slot_stride, rest_.count - run.count};
     return run;
   }
 
@@ -142,8 +147,10 @@ class Tokens {
   void prefetch(int64_t count) const {
     Run run = rest_;
     for (const int32_t* span = span_; count > 0; run = run_of(span), span += 3) {
-      const int64_t bytes = std::min(run.count, count) * head_.dim * static_cast<int64_t>(sizeof(T));
-      for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(reinterpret_cast<const char*>(run.rows) + byte);
+      const int64_t bytes = head_.dim * static_cast<int64_t>(sizeof(T));
+      for (int64_t i = 0; i < std::min(run.count, count); ++i)
+        for (int64_t byte = 0; byte < bytes; byte += 64)
+          __builtin_prefetch(reinterpret_cast<const char*>(run.rows + i * head_.slot_stride) + byte);
       if ((count -= run.count) <= 0) break;
     }
   }
@@ -183,45 +190,56 @@ struct Workspace {
   }
 };
 
-// scores[i][16 * t + lane] = scale * queries[i] @ keys[t][:, lane] for ROWS rows and TILES * 16 tokens.
-template <int ROWS, int TILES>
-TTS_INLINE void score_tile(const float* queries, const float* keys, int64_t dim, float scale, float* const* scores) {
-  F32x16 acc[ROWS][TILES] = {};
+// scores[i][t] = scale * queries[i] @ key t for ROWS rows and VECTORS * W tokens; `keys` is [tokens / 16, dim, 16].
+template <int W, int ROWS, int VECTORS>
+TTS_INLINE void score_tile(const float* queries, const float* keys, int64_t dim, float scale, float* const* scores, int64_t t) {
+  using Float = typename Vector<W>::Float;
+  Float acc[ROWS][VECTORS] = {};
   for (int64_t d = 0; d < dim; ++d) {
-    F32x16 key[TILES];
-    for (int t = 0; t < TILES; ++t) key[t] = load<kLanes>(keys + (t * dim + d) * kLanes);
+    Float key[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) key[v] = load<W>(keys + (v * W / kLanes * dim + d) * kLanes + v * W % kLanes);
     for (int i = 0; i < ROWS; ++i)
-      for (int t = 0; t < TILES; ++t) acc[i][t] += queries[i * dim + d] * key[t];
+      for (int v = 0; v < VECTORS; ++v) acc[i][v] += queries[i * dim + d] * key[v];
   }
   for (int i = 0; i < ROWS; ++i)
-    for (int t = 0; t < TILES; ++t) store(scores[i] + t * kLanes, acc[i][t] * scale);
+    for (int v = 0; v < VECTORS; ++v) store(scores[i] + t + v * W, acc[i][v] * scale);
 }
 
-template <int ROWS>
+template <int W, int ROWS>
 TTS_INLINE void score_rows(const float* queries, const float* keys, int64_t dim, int64_t tokens, float scale,
                            float* const* scores) {
-  switch ((tokens + kLanes - 1) / kLanes) {
-    case 1: return score_tile<ROWS, 1>(queries, keys, dim, scale, scores);
-    case 2: return score_tile<ROWS, 2>(queries, keys, dim, scale, scores);
-    case 3: return score_tile<ROWS, 3>(queries, keys, dim, scale, scores);
-    default: return score_tile<ROWS, 4>(queries, keys, dim, scale, scores);
+  if constexpr (W == 16) {
+    switch ((tokens + kLanes - 1) / kLanes) {
+      case 1: return score_tile<W, ROWS, 1>(queries, keys, dim, scale, scores, 0);
+      case 2: return score_tile<W, ROWS, 2>(queries, keys, dim, scale, scores, 0);
+      case 3: return score_tile<W, ROWS, 3>(queries, keys, dim, scale, scores, 0);
+      default: return score_tile<W, ROWS, 4>(queries, keys, dim, scale, scores, 0);
+    }
+  } else {
+    for (int64_t t = 0; t < tokens; t += 2 * W)
+      score_tile<W, ROWS, 2>(queries, keys + t / kLanes * dim * kLanes + t % kLanes, dim, scale, scores, t);
   }
 }
 
 // Scores of rows first..last-1 against a tile, each written at the row's position + `done`.
-TTS_CLONES void score_block(const Workspace& ws, int64_t first, int64_t last, int64_t dim, int64_t capacity, int64_t done,
-                            int64_t tokens, float scale) {
-  const auto target = [&](int64_t row) TTS_INLINE_LAMBDA { return ws.scores + row * capacity + ws.position[row] + done; };
-  int64_t row = first;
-  for (; row + 4 <= last; row += 4) {
-    float* const to[4] = {target(row), target(row + 1), target(row + 2), target(row + 3)};
-    score_rows<4>(ws.queries + row * dim, ws.tile, dim, tokens, scale, to);
-  }
-  for (; row < last; ++row) {
-    float* const to[1] = {target(row)};
-    score_rows<1>(ws.queries + row * dim, ws.tile, dim, tokens, scale, to);
+template <int W>
+TTS_INLINE void score_block_for(const Workspace& ws, int64_t first, int64_t last, int64_t dim, int64_t capacity, int64_t done,
+                                int64_t tokens, float scale) {
+  for (int64_t row = first, rows; row < last; row += rows) {
+    rows = row + 4 <= last ? 4 : 1;
+    float* to[4];
+    for (int64_t i = 0; i < rows; ++i) to[i] = ws.scores + (row + i) * capacity + ws.position[row + i] + done;
+    if (rows == 4)
+      score_rows<W, 4>(ws.queries + row * dim, ws.tile, dim, tokens, scale, to);
+    else
+      score_rows<W, 1>(ws.queries + row * dim, ws.tile, dim, tokens, scale, to);
   }
 }
+
+TTS_PER_WIDTH(score_block,
+              (const Workspace& ws, int64_t first, int64_t last, int64_t dim, int64_t capacity, int64_t done, int64_t tokens,
+               float scale),
+              (ws, first, last, dim, capacity, done, tokens, scale))
 
 // Turns `count` > 0 scores into weights e^(score - maximum); returns the log of the sum of e^score, and 1 / sum of the weights
 // through `inverse`.
@@ -242,24 +260,24 @@ TTS_CLONES float softmax_row(float* scores, int64_t count, float* inverse) {
 }
 
 // sums[i][(position[i] + t) % 4] += weights[i][t] * values[t] for ROWS rows and `tokens` tokens.
-template <int ROWS>
+template <int W, int ROWS>
 TTS_INLINE void weigh_rows(const float* const* weights, const float* values, int64_t tokens, int64_t padded, float* const* sums,
                            const int64_t* position) {
-  for (int64_t d = 0; d < padded; d += kLanes) {
-    F32x16 acc[ROWS][kPhases];
+  for (int64_t d = 0; d < padded; d += W) {
+    typename Vector<W>::Float acc[ROWS][kPhases];
     const auto sum = [&](int i, int64_t phase)
                          TTS_INLINE_LAMBDA { return sums[i] + (position[i] + phase) % kPhases * padded + d; };
     for (int i = 0; i < ROWS; ++i)
-      for (int phase = 0; phase < kPhases; ++phase) acc[i][phase] = load<kLanes>(sum(i, phase));
+      for (int phase = 0; phase < kPhases; ++phase) acc[i][phase] = load<W>(sum(i, phase));
     int64_t t = 0;
     for (; t + kPhases <= tokens; t += kPhases)
       for (int phase = 0; phase < kPhases; ++phase) {
-        const F32x16 value = load<kLanes>(values + (t + phase) * padded + d);
+        const auto value = load<W>(values + (t + phase) * padded + d);
         for (int i = 0; i < ROWS; ++i) acc[i][phase] += weights[i][t + phase] * value;
       }
     for (int phase = 0; phase < kPhases - 1; ++phase)
       if (t + phase < tokens) {
-        const F32x16 value = load<kLanes>(values + (t + phase) * padded + d);
+        const auto value = load<W>(values + (t + phase) * padded + d);
         for (int i = 0; i < ROWS; ++i) acc[i][phase] += weights[i][t + phase] * value;
       }
     for (int i = 0; i < ROWS; ++i)
@@ -267,27 +285,35 @@ TTS_INLINE void weigh_rows(const float* const* weights, const float* values, int
   }
 }
 
-// Adds `values` to rows first..last-1, to each as many as it sees: `done` tokens of the item came before.
-TTS_CLONES void weigh_block(const Workspace& ws, const float* values, int64_t first, int64_t last, int64_t padded,
-                            int64_t capacity, int64_t done, int64_t tokens) {
+// Adds `values` to rows first..last-1, to each as many as it sees: `done` tokens of the item came before. Rows go together, as
+// many as leave their sums in registers, where they see the same number.
+template <int W>
+TTS_INLINE void weigh_block_for(const Workspace& ws, const float* values, int64_t first, int64_t last, int64_t padded,
+                                int64_t capacity, int64_t done, int64_t tokens) {
+  constexpr int kRows = W == 16 ? 4 : 2;
   const auto shown = [&](int64_t row)
                          TTS_INLINE_LAMBDA { return std::max<int64_t>(0, std::min(tokens, ws.visible[row] - done)); };
   for (int64_t row = first, rows; row < last; row += rows) {
-    rows = row + 4 <= last && shown(row) == shown(row + 3) ? 4 : 1;  // within an item `visible` never falls
-    const float* weights[4];
-    float* sums[4];
-    int64_t position[4];
+    rows = row + kRows <= last && shown(row) == shown(row + kRows - 1) ? kRows : 1;  // within an item `visible` never falls
+    const float* weights[kRows];
+    float* sums[kRows];
+    int64_t position[kRows];
     for (int64_t i = 0; i < rows; ++i) {
       position[i] = ws.position[row + i] + done;
       weights[i] = ws.scores + (row + i) * capacity + position[i];
       sums[i] = ws.sums + (row + i) * kPhases * padded;
     }
-    if (rows == 4)
-      weigh_rows<4>(weights, values, shown(row), padded, sums, position);
+    if (rows == kRows)
+      weigh_rows<W, kRows>(weights, values, shown(row), padded, sums, position);
     else
-      weigh_rows<1>(weights, values, shown(row), padded, sums, position);
+      weigh_rows<W, 1>(weights, values, shown(row), padded, sums, position);
   }
 }
+
+TTS_PER_WIDTH(weigh_block,
+              (const Workspace& ws, const float* values, int64_t first, int64_t last, int64_t padded, int64_t capacity,
+               int64_t done, int64_t tokens),
+              (ws, values, first, last, padded, capacity, done, tokens))
 
 // tile[t / 16, d, t % 16] = key t of the next `count` tokens. The lanes behind them are 0 or repeat the last one: nobody reads
 // their scores, but what happens to lie there may be subnormal, which is slow.
@@ -297,7 +323,7 @@ TTS_CLONES void pack_keys(Tokens<T>& tokens, int64_t count, int64_t dim, float* 
   int64_t filled = 0;
   while (filled < count) {
     const auto run = tokens.next_run(count - filled);
-    for (int64_t i = 0; i < run.count; ++i) rows[filled + i] = run.rows + i * dim;
+    for (int64_t i = 0; i < run.count; ++i) rows[filled + i] = run.rows + i * tokens.stride();
     filled += run.count;
   }
   for (; filled % kTransposedRows != 0; ++filled) rows[filled] = rows[filled - 1];
@@ -315,7 +341,7 @@ TTS_CLONES void pack_values(Tokens<T>& tokens, int64_t count, int64_t dim, float
   while (count > 0) {
     const auto run = tokens.next_run(count);
     for (int64_t i = 0; i < run.count; ++i)
-      for (int64_t d = 0; d < dim; d += kLanes, tile += kLanes) store(tile, load_some(run.rows + i * dim + d, dim - d));
+      for (int64_t d = 0; d < dim; d += kLanes, tile += kLanes) store(tile, load_some(run.rows + i * tokens.stride() + d, dim - d));
     count -= run.count;
   }
 }
@@ -351,8 +377,8 @@ class Task {
         num_queries_(std::min(s.block_queries, p.N - first_query_)),
         group_(p.H / p.G),
         rows_(num_queries_ * group_),
-        keys_(p, g, 0),
-        values_(p, g, 1),
+        keys_(p.keys, g, p.D),
+        values_(p.values, g, p.D),
         padded_(round_up(p.D, kLanes)),
         ws_(memory, s.block_queries * group_, p.D, s.context_capacity) {}
 
@@ -414,7 +440,7 @@ class Task {
   // copy, else packed into the tile.
   const float* next_values(Tokens<T>& values, int64_t sharers, int64_t left, int64_t* tokens) {
     if constexpr (std::is_same<T, float>::value)
-      if (sharers < kMinSharers && padded_ == p_.D) {
+      if (sharers < kMinSharers && padded_ == p_.D && values.stride() == p_.D) {
         const auto run = values.next_run(left);
         *tokens = run.count;
         return run.rows;
@@ -461,21 +487,22 @@ void run_attend(const Attend& p, const Schedule& s) {
 }  // namespace
 }  // namespace tts
 
-int tts_attend(int dtype, int64_t N, int64_t H, int64_t G, int64_t D, int64_t P, int64_t L, int64_t S, int64_t num_spans,
-               int64_t W, const void* q, int64_t q_token, int64_t q_head, const void* pool, const int32_t* spans,
-               const int32_t* item_indptr, const int32_t* items, int64_t layer, double scale, void* out, float* lse) {
+int tts_attend(int dtype, int64_t N, int64_t H, int64_t G, int64_t D, int64_t P, int64_t S, int64_t num_spans, int64_t W,
+               const void* q, int64_t q_token, int64_t q_head, const void* keys, int64_t keys_page, int64_t keys_head,
+               int64_t keys_slot, const void* values, int64_t values_page, int64_t values_head, int64_t values_slot,
+               const int32_t* spans, const int32_t* item_indptr, const int32_t* items, double scale, void* out, float* lse) {
   using namespace tts;
   return guarded([&] {
     check_range("attend: dtype", dtype, TTS_F32, TTS_BF16 + 1);
     check_sizes("attend: q", {N, H, D});
-    check_sizes("attend: pool", {P, L, 2, G, S, D});
+    check_sizes("attend: keys", {P, G, S, D});
     check(D % 8 == 0 && D <= kMaxHeadDim, "attend: head dim must be a multiple of 8 up to 256, got " + std::to_string(D));
-    check_range("attend: layer", layer, 0, L);
     if (N == 0 || H == 0) return;
     check(G > 0 && H % G == 0, "attend: H must be a multiple of G, got " + std::to_string(H) + " and " + std::to_string(G));
     Schedule& schedule = thread_owned<Schedule>();
-    const Attend p{N,       H,      G,    D,     P,           L,     S,     num_spans,    W,   q,
-                   q_token, q_head, pool, spans, item_indptr, items, layer, float(scale), out, lse};
+    const Pages key_pages{keys, keys_page, keys_head, keys_slot}, value_pages{values, values_page, values_head, values_slot};
+    const Attend p{N,      H,         G,           D,     P,           S,     num_spans, W,   q,  q_token,
+                   q_head, key_pages, value_pages, spans, item_indptr, items, static_cast<float>(scale), out, lse};
     check_items(p, schedule);
     measure_contexts(p, schedule);
     assign_items(p, schedule);

@@ -11,8 +11,9 @@ from functools import cache
 
 import numpy as np
 import torch
-from trees import Tree, dense_attention, depth_first_leaves, filled_pool, i32, random_tree
+from trees import Tree, dense_attention, depth_first_leaves, filled_pages, i32, random_tree
 
+from tts_kernels import pack
 from tts_kernels.attend import plan
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -70,11 +71,27 @@ def linear_cases():
 
         def make(dtype, m=m, n=n, k=k, has_bias=has_bias):
             x, weight, bias = normal((m, k), dtype), normal((n, k), dtype, 1), normal(n, dtype, 2) if has_bias else None
+            packed = pack(weight, backend="reference")
             exact = x.double() @ weight.double().T + (bias.double() if has_bias else 0)
             plain = torch.nn.functional.linear(x, weight, bias) if k else exact.to(dtype)
-            return Case((x, weight, bias), {"out": (exact, allowance(exact, plain))})
+            return Case((x, n, packed, bias), {"out": (exact, allowance(exact, plain))})
 
         yield f"{m}x{n}x{k}{'+bias' if has_bias else ''}", make
+
+
+@family("pack", HALVES_TOO)
+def pack_cases():
+    for n, k in ((0, 5), (5, 0), (1, 1), (16, 32), (17, 33), (50, 100)):
+
+        def make(dtype, n=n, k=k):
+            weight = normal((n, k), dtype)
+            packed = torch.zeros(-(-n // 16), -(-k // 32), 16, 16, 2, dtype=dtype)
+            for row in range(n):
+                for depth in range(k):
+                    packed[row // 16, depth // 32, depth % 32 // 2, row % 16, depth % 2] = weight[row, depth]
+            return Case((weight,), {"packed": (packed, 0.0)})
+
+        yield f"{n}x{k}", make
 
 
 @family("append", HALVES_TOO)
@@ -82,20 +99,20 @@ def append_cases():
     for tokens, heads, dim in ((0, 1, 16), (1, 1, 8), (7, 2, 40), (13, 3, 16), (61, 7, 80)):
 
         def make(dtype, tokens=tokens, heads=heads, dim=dim):
-            pool = torch.full((11, 2, 2, heads, 7, dim), float("nan"), dtype=dtype)
+            pages = torch.full((2, 11, heads, 7, dim), float("nan"), dtype=dtype)
             k, v = normal((tokens, heads, dim), dtype), normal((tokens, heads, dim), dtype, 1)
             slots = torch.randperm(11 * 7, generator=generator())[:tokens]
-            after = pool.clone()
+            after = pages.clone()
             for i, slot in enumerate(slots.tolist()):
-                after[slot // 7, 1, 0, :, slot % 7], after[slot // 7, 1, 1, :, slot % 7] = k[i], v[i]
-            return Case((k, v, pool, slots, 1), {"pool": (after, 0.0)})
+                after[:, slot // 7, :, slot % 7] = torch.stack([k[i], v[i]])
+            return Case((k, v, *pages, slots), {"keys": (after[0], 0.0), "values": (after[1], 0.0)})
 
         yield f"{tokens}x{heads}x{dim}", make
 
 
-def attention_case(dtype, tree: Tree, leaves, counts, num_heads, num_kv_heads, dim, layer=1):
+def attention_case(dtype, tree: Tree, leaves, counts, num_heads, num_kv_heads, dim):
     indptr = [0, *np.cumsum(counts).tolist()]
-    pool = filled_pool(tree, 2, num_kv_heads, dim, dtype, generator())
+    pages = filled_pages(tree, num_kv_heads, dim, dtype, generator())
     q = normal((indptr[-1], num_heads, dim), dtype, 3)
     contexts = [
         tree.context(leaf)[: len(tree.context(leaf)) - left] for leaf, n in zip(leaves, counts) for left in range(n)[::-1]
@@ -103,11 +120,11 @@ def attention_case(dtype, tree: Tree, leaves, counts, num_heads, num_kv_heads, d
     made = plan(*tree.plan_inputs(leaves, indptr), backend="reference")
     items, spans = made.needed.tolist()
     scale = dim**-0.5
-    exact, lse = dense_attention(q, pool, contexts, layer, scale)
-    plain, plain_lse = dense_attention(q, pool, contexts, layer, scale, dtype)
-    inputs = (q, pool, made.spans[:spans], made.item_indptr[: items + 1], made.items[:items], layer, scale)
+    exact, lse = dense_attention(q, *pages, contexts, scale)
+    plain, plain_lse = dense_attention(q, *pages, contexts, scale, dtype)
+    inputs = (q, *pages, made.spans[:spans], made.item_indptr[: items + 1], made.items[:items], scale)
     # lse is float32 for all dtypes, so it is held to float32's error.
-    _, float_lse = dense_attention(q, pool, contexts, layer, scale, torch.float32)
+    _, float_lse = dense_attention(q, *pages, contexts, scale, torch.float32)
     return Case(inputs, {"out": (exact, allowance(exact, plain)), "lse": (lse, allowance(lse, float_lse) + 1e-6)})
 
 
@@ -139,11 +156,11 @@ def attend_cases():
         tree = Tree(4, 4)
         tree.add(-1, 3)
         case = attention_case(dtype, tree, [0], [1], 2, 1, 16)
-        q, pool, spans, _, _, layer, scale = case.inputs
-        items = (spans, i32([0, 0, 1]), i32([[0, 2, 0], [1, 1, 0]]), layer, scale)
+        q, keys, values, spans, _, _, scale = case.inputs
+        items = (spans, i32([0, 0, 1]), i32([[0, 2, 0], [1, 1, 0]]), scale)
         q = torch.cat([q, q, q])
         zero, empty = torch.zeros(q.shape, dtype=torch.float64), torch.full(q.shape[:2], float("-inf"), dtype=torch.float64)
-        return Case((q, pool, *items), {"out": (zero, 0.0), "lse": (empty, 0.0)})
+        return Case((q, keys, values, *items), {"out": (zero, 0.0), "lse": (empty, 0.0)})
 
     yield "ragged-prefill", prefill
     yield "long-context", long_context
@@ -153,11 +170,11 @@ def attend_cases():
         lambda dtype: Case(
             (
                 normal((0, 2, 16), dtype),
-                normal((1, 2, 2, 1, 4, 16), dtype),
+                normal((1, 1, 4, 16), dtype),
+                normal((1, 1, 4, 16), dtype, 1),
                 i32([]).reshape(0, 3),
                 i32([0]),
                 i32([]).reshape(0, 3),
-                0,
                 1.0,
             ),
             {"out": (torch.zeros(0, 2, 16, dtype=torch.float64), 0.0), "lse": (torch.zeros(0, 2, dtype=torch.float64), 0.0)},

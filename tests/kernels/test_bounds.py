@@ -40,8 +40,6 @@ START = {
 WRONG = [
     ("append", "slots", lambda x: changed(x, 3, 77), "values of slots must be in [0, 77), got 77"),
     ("append", "slots", lambda x: changed(x, 0, -1), "values of slots must be in [0, 77), got -1"),
-    ("append", "layer", lambda x: 2, "layer must be in [0, 2), got 2"),
-    ("attend", "layer", lambda x: -1, "layer must be in [0, 2), got -1"),
     ("attend", "item_indptr", lambda x: changed(x, -1, 9999), "values of item_indptr must be in [36, 40), got 9999"),
     ("attend", "item_indptr", lambda x: changed(x, 0, 1), "values of item_indptr must be in [0, 1), got 1"),
     ("attend", "items", lambda x: changed(x, (1, 0), -1), "q0 of items must be in [0, 6), got -1"),
@@ -87,15 +85,15 @@ def test_softmax_rules_refuse_a_temperature_of_zero():
 
 @pytest.mark.parametrize("dim", [4, 12, 264])
 def test_a_head_dim_that_the_kernel_cannot_take_is_refused(dim):
-    pool, spans, items = torch.zeros(1, 1, 2, 1, 4, dim), i32([[0, 0, 1]]), i32([[0, 1, 0]])
+    pages, spans, items = torch.zeros(1, 1, 4, dim), i32([[0, 0, 1]]), i32([[0, 1, 0]])
     with pytest.raises(ValueError, match=f"attend: head dim must be a multiple of 8 up to 256, got {dim}"):
-        tts_kernels.attend(torch.zeros(1, 1, dim), pool, spans, i32([0, 1]), items, 0, 1.0, backend="native")
+        tts_kernels.attend(torch.zeros(1, 1, dim), pages, pages, spans, i32([0, 1]), items, 1.0, backend="native")
 
 
-def test_written_inputs_must_be_contiguous():
+def test_written_pages_must_have_a_dense_last_dim():
     inputs = inputs_of("append", "7x2x40")
-    inputs["pool"] = inputs["pool"].transpose(3, 4).contiguous().transpose(3, 4)
-    with pytest.raises(ValueError, match="append: pool is written in place and must be contiguous, got strides"):
+    inputs["keys"] = inputs["keys"].transpose(2, 3).contiguous().transpose(2, 3)
+    with pytest.raises(ValueError, match="append: keys is written in place and its last dim must be dense, got strides"):
         tts_kernels.append(**inputs, backend="native")
 
 
@@ -109,7 +107,7 @@ def test_a_failed_call_leaves_the_next_one_alone():
 def test_sizes_whose_product_overflows_are_refused():
     huge = torch.empty(1).as_strided((1, 2**31, 2**31), (0, 0, 0))
     with pytest.raises(ValueError, match="append: k is too large: its bytes do not fit 64 bits"):
-        tts_kernels._native.append(0, 2**31, 2**31, 8, 1, 1, 1, huge.data_ptr(), 0, 0, huge.data_ptr(), 0, 0, 0, 0, 0)
+        tts_kernels._native.append(0, 2**31, 2**31, 8, 1, 1, huge.data_ptr(), 0, 0, huge.data_ptr(), *[0] * 11)
 
 
 def test_a_draw_from_an_empty_vocabulary_is_refused():

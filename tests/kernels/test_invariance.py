@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from cases import normal, sample_inputs
-from trees import Tree, depth_first_leaves, filled_pool, i32, random_tree
+from trees import Tree, depth_first_leaves, filled_pages, i32, random_tree
 
 import tts_kernels
-from tts_kernels import attend, linear, plan, prune, sample, score
+from tts_kernels import attend, linear, pack, plan, prune, sample, score
 
 pytestmark = pytest.mark.skipif("native" not in tts_kernels.linear.backends, reason="the C++ module is not built")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -26,18 +26,19 @@ def same_bits(a, b):
 @pytest.mark.parametrize("m, n, k", [(300, 130, 64), (64, 48, 48), (33, 17, 389)])
 def test_a_row_of_linear_has_the_same_bits_in_every_batch(dtype, m, n, k):
     x, weight, bias = normal((m, k), dtype), normal((n, k), dtype, 1), normal((n,), dtype, 2)
-    whole = with_threads(1, lambda: linear(x, weight, bias, backend="native"))
-    assert torch.equal(whole, with_threads(2, lambda: linear(x, weight, bias, backend="native")))
+    packed = pack(weight)
+    whole = with_threads(1, lambda: linear(x, n, packed, bias, backend="native"))
+    assert torch.equal(whole, with_threads(2, lambda: linear(x, n, packed, bias, backend="native")))
     for first, last in ((0, 1), (m - 1, m), (1, 3), (2, 9), (m // 2, m), (5, m - 3)):
-        assert torch.equal(linear(x[first:last], weight, bias, backend="native"), whole[first:last])
-    columns = linear(x, weight[3:16], bias[3:16], backend="native")
+        assert torch.equal(linear(x[first:last], n, packed, bias, backend="native"), whole[first:last])
+    columns = linear(x, 13, pack(weight[3:16]), bias[3:16], backend="native")
     assert torch.equal(columns, whole[:, 3:16])
 
 
-def decode(tree, leaves, q, pool):
+def decode(tree, leaves, q, pages):
     made = plan(*tree.plan_inputs(leaves, list(range(len(leaves) + 1))), backend="reference")
     items, spans = made.needed.tolist()
-    return (q, pool, made.spans[:spans], made.item_indptr[: items + 1], made.items[:items], 0, 0.3)
+    return (q, *pages, made.spans[:spans], made.item_indptr[: items + 1], made.items[:items], 0.3)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -46,15 +47,15 @@ def test_a_query_of_attend_has_the_same_bits_in_every_batch(dtype, heads, kv_hea
     rng = np.random.default_rng(1)
     tree = random_tree(rng, 4, 60, max_length=30)
     leaves = [x for x in depth_first_leaves(tree) if tree.length[x]] * 3
-    q, pool = normal((len(leaves), heads, dim), dtype), filled_pool(tree, 1, kv_heads, dim, dtype, None)
-    inputs = decode(tree, leaves, q, pool)
+    q, pages = normal((len(leaves), heads, dim), dtype), filled_pages(tree, kv_heads, dim, dtype, None)
+    inputs = decode(tree, leaves, q, pages)
     whole = with_threads(1, lambda: attend(*inputs, backend="native"))
     assert same_bits(whole, with_threads(2, lambda: attend(*inputs, backend="native")))
     for i in range(0, len(leaves), 5):
-        alone = attend(*decode(tree, leaves[i : i + 1], q[i : i + 1], pool), backend="native")
+        alone = attend(*decode(tree, leaves[i : i + 1], q[i : i + 1], pages), backend="native")
         assert same_bits(alone, (whole.out[i : i + 1], whole.lse[i : i + 1]))
     for first, last in ((1, len(leaves)), (2, 7)):
-        part = attend(*decode(tree, leaves[first:last], q[first:last], pool), backend="native")
+        part = attend(*decode(tree, leaves[first:last], q[first:last], pages), backend="native")
         assert same_bits(part, (whole.out[first:last], whole.lse[first:last]))
 
 
@@ -64,7 +65,7 @@ def test_the_bits_of_attend_do_not_depend_on_how_a_context_is_cut(dtype):
     tree = Tree(16, 16)
     tree.add(-1, 211)
     tokens = [[slot // 16, slot % 16] for slot in tree.tokens[0]]
-    pool, q = filled_pool(tree, 1, 2, 48, dtype, None), normal((5, 4, 48), dtype)
+    pages, q = filled_pages(tree, 2, 48, dtype, None), normal((5, 4, 48), dtype)
 
     def cut(span_cuts, item_cuts):
         """Spans end at page ends and at `span_cuts`, items at `item_cuts`."""
@@ -76,7 +77,7 @@ def test_the_bits_of_attend_do_not_depend_on_how_a_context_is_cut(dtype):
             if i + 1 in item_cuts or i + 1 == len(tokens):
                 items.append([0, 5, 0])
                 indptr.append(len(spans))
-        return attend(q, pool, i32(spans), i32(indptr), i32(items), 0, 0.2, backend="native")
+        return attend(q, *pages, i32(spans), i32(indptr), i32(items), 0.2, backend="native")
 
     whole = cut(set(), set())
     for _ in range(10):
@@ -88,13 +89,13 @@ def test_causal_queries_of_attend_have_the_bits_of_decoding_one_by_one():
     tree = Tree(4, 40)
     root = tree.add(-1, 21)
     leaf = tree.add(root, 90)
-    pool, q = filled_pool(tree, 1, 1, 16, torch.float32, None), normal((90, 4, 16), torch.float32)
+    pages, q = filled_pages(tree, 1, 16, torch.float32, None), normal((90, 4, 16), torch.float32)
     made = plan(*tree.plan_inputs([leaf], [0, 90]), backend="reference")
     items, spans = made.needed.tolist()
-    at_once = attend(q, pool, made.spans[:spans], made.item_indptr[: items + 1], made.items[:items], 0, 0.25, backend="native")
+    at_once = attend(q, *pages, made.spans[:spans], made.item_indptr[: items + 1], made.items[:items], 0.25, backend="native")
     for i in range(0, 90, 7):
         tree.length[leaf] = i + 1
-        alone = attend(*decode(tree, [leaf], q[i : i + 1], pool)[:-1], 0.25, backend="native")
+        alone = attend(*decode(tree, [leaf], q[i : i + 1], pages)[:-1], 0.25, backend="native")
         assert same_bits(alone, (at_once.out[i : i + 1], at_once.lse[i : i + 1]))
 
 
@@ -102,10 +103,10 @@ def test_a_row_that_is_not_finite_leaves_the_other_rows_of_attend_alone():
     tree = Tree(4, 40)
     root = tree.add(-1, 9)
     leaves = [tree.add(root, 3) for _ in range(6)]
-    pool, q = filled_pool(tree, 1, 2, 16, torch.float32, None), normal((6, 4, 16), torch.float32)
-    clean = attend(*decode(tree, leaves, q, pool), backend="native")
+    pages, q = filled_pages(tree, 2, 16, torch.float32, None), normal((6, 4, 16), torch.float32)
+    clean = attend(*decode(tree, leaves, q, pages), backend="native")
     q[2] = float("nan")
-    bad = attend(*decode(tree, leaves, q, pool), backend="native")
+    bad = attend(*decode(tree, leaves, q, pages), backend="native")
     kept = [0, 1, 3, 4, 5]
     assert same_bits((clean.out[kept], clean.lse[kept]), (bad.out[kept], bad.lse[kept]))
     assert bad.out[2].isnan().all() and bad.lse[2].isnan().all()

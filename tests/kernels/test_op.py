@@ -109,10 +109,10 @@ def test_missing_unknown_and_too_many_arguments_are_refused(declared):
 
 
 def test_a_condition_on_the_dims_is_checked():
-    q, pool = torch.zeros(1, 3, 8), torch.zeros(1, 1, 2, 2, 4, 8)
+    q, pages = torch.zeros(1, 3, 8), torch.zeros(1, 2, 4, 8)
     empty = torch.zeros(0, 3, dtype=torch.int32)
     with pytest.raises(ValueError, match="attend: H%G==0 does not hold for .*'H': 3"):
-        tts_kernels.attend(q, pool, empty, torch.zeros(1, dtype=torch.int32), empty, 0, 1.0)
+        tts_kernels.attend(q, pages, pages, empty, torch.zeros(1, dtype=torch.int32), empty, 1.0)
 
 
 @pytest.mark.parametrize("text", ["x", "x f32[N*2]", "x f32[N,]", "x f32[-1]"])
@@ -186,7 +186,7 @@ def test_without_the_native_module_the_package_works_and_says_why():
 import sys
 sys.modules["tts_kernels._native"] = None
 import torch, tts_kernels
-assert tts_kernels.linear(torch.ones(1, 2), torch.ones(3, 2)).tolist() == [[2.0, 2.0, 2.0]]
+assert tts_kernels.linear(torch.ones(1, 2), 3, tts_kernels.pack(torch.ones(3, 2))).tolist() == [[2.0, 2.0, 2.0]]
 states = {row["backend"]: row["state"] for row in tts_kernels.backends()}
 assert states["reference"] == "used" and states["native"].startswith("the C++ module could not be imported: "), states
 assert "circular" not in states["native"], states

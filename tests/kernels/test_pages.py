@@ -25,7 +25,7 @@ def make_kv(num_pages, page_size):
 def cells(kv, slots):
     """(page, offset) of each slot, as an index into the keys of the only layer and head."""
     slots = torch.from_numpy(np.asarray(slots, np.int64))
-    return slots // kv.page_size, 0, 0, 0, slots % kv.page_size, 0
+    return 0, 0, 0, slots // kv.page_size, slots % kv.page_size, 0
 
 
 def write(kv, slots, tokens):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
-from trees import Tree, dense_attention, depth_first_leaves, filled_pool, random_tree
+from trees import Tree, dense_attention, depth_first_leaves, filled_pages, random_tree
 
 import tts_kernels
 from tts_kernels import attend, plan
@@ -82,13 +82,13 @@ def test_attend_over_a_plan_is_dense_attention_over_each_rows_own_tokens(backend
     indptr = [0, *np.cumsum(counts).tolist()]
     made = trimmed(plan(*tree.plan_inputs(leaves, indptr)))
     generator = torch.Generator().manual_seed(len(leaves))
-    pool = filled_pool(tree, 1, 2, 16, torch.float32, generator)
+    pages = filled_pages(tree, 2, 16, torch.float32, generator)
     q = torch.randn(indptr[-1], 4, 16, generator=generator)
     contexts = [
         tree.context(leaf)[: len(tree.context(leaf)) - left] for leaf, n in zip(leaves, counts) for left in range(n)[::-1]
     ]
-    out, lse = attend(q, pool, made.spans, made.item_indptr, made.items, 0, 0.25, backend=backend)
-    expected, expected_lse = dense_attention(q, pool, contexts, 0, 0.25)
+    out, lse = attend(q, *pages, made.spans, made.item_indptr, made.items, 0.25, backend=backend)
+    expected, expected_lse = dense_attention(q, *pages, contexts, 0.25)
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=2e-6)
     torch.testing.assert_close(lse.double(), expected_lse, rtol=0, atol=2e-6)
 

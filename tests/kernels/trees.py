@@ -83,23 +83,23 @@ def depth_first_leaves(tree: Tree) -> list[int]:
     return leaves
 
 
-def filled_pool(tree: Tree, num_layers: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, generator) -> torch.Tensor:
-    """Random keys and values in the slots of nodes, NaN in all others."""
-    pool = torch.full((tree.num_pages, num_layers, 2, num_kv_heads, tree.page_size, head_dim), float("nan"), dtype=dtype)
+def filled_pages(tree: Tree, num_kv_heads: int, head_dim: int, dtype: torch.dtype, generator) -> tuple[torch.Tensor, ...]:
+    """Keys and values T[P,G,S,D], views of one pool: random in the slots of nodes, NaN in all others."""
+    pool = torch.full((tree.num_pages, 2, num_kv_heads, tree.page_size, head_dim), float("nan"), dtype=dtype)
     for slot in (slot for tokens in tree.tokens for slot in tokens):
-        shape = (num_layers, 2, num_kv_heads, head_dim)
+        shape = (2, num_kv_heads, head_dim)
         pool[slot // tree.page_size, ..., slot % tree.page_size, :] = torch.randn(shape, generator=generator).to(dtype)
-    return pool
+    return pool[:, 0], pool[:, 1]
 
 
-def dense_attention(q, pool, contexts, layer, scale, dtype=torch.float64):
+def dense_attention(q, keys, values, contexts, scale, dtype=torch.float64):
     """(out, lse) of query i over the slots `contexts[i]`, each on its own, computed in `dtype`."""
-    num_heads, num_kv_heads, page_size = q.shape[1], pool.shape[3], pool.shape[4]
+    num_heads, num_kv_heads, page_size = q.shape[1], keys.shape[1], keys.shape[2]
     out, lse = torch.zeros(q.shape, dtype=dtype), torch.full(q.shape[:2], float("-inf"), dtype=dtype)
     for i, slots in enumerate(contexts):
         if slots:
             at = torch.tensor(slots)
-            key, value = (pool[at // page_size, layer, kv, :, at % page_size].to(dtype) for kv in (0, 1))
+            key, value = (pages[at // page_size, :, at % page_size].to(dtype) for pages in (keys, values))
             key, value = (x.repeat_interleave(num_heads // num_kv_heads, 1).transpose(0, 1) for x in (key, value))
             scores = (key @ q[i].to(dtype)[:, :, None])[..., 0] * scale
             out[i] = (torch.softmax(scores, -1)[:, None] @ value)[:, 0]

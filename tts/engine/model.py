@@ -22,6 +22,7 @@ from transformers import (
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import tts_kernels
+from tts_kernels import memory
 from tts_kernels.pages import PagedKV, Plan
 
 ATTENTION = "tts"
@@ -47,12 +48,12 @@ class RaggedBatch:
 
 def _attention(module, query, key, value, attention_mask, scaling=None, *, ragged: RaggedBatch, **_):
     """transformers' attention interface: q [1,H,T,D], k and v [1,G,T,D] after RoPE -> [1,T,H,D]."""
-    pool, layer = ragged.kv.pool, module.layer_idx
+    pages = ragged.kv.layers[module.layer_idx]
     key, value, query = (x[0].transpose(0, 1) for x in (key, value, query))
-    tts_kernels.append(key, value, pool, ragged.slots, layer, backend=ragged.backend)
+    tts_kernels.append(key, value, *pages, ragged.slots, backend=ragged.backend)
     plan, scale = ragged.plan, module.head_dim**-0.5 if scaling is None else scaling
     out, _ = tts_kernels.attend(
-        query, pool, plan.spans, plan.item_indptr, plan.items, layer, float(scale), backend=ragged.backend
+        query, *pages, plan.spans, plan.item_indptr, plan.items, float(scale), backend=ragged.backend
     )
     return out[None], None
 
@@ -62,14 +63,18 @@ AttentionMaskInterface.register(ATTENTION, lambda *_, **__: None)  # the plan sa
 
 
 class Linear(nn.Module):
-    """A projection through the `linear` op: a row's bits do not depend on the batch it is in."""
+    """A projection through the `linear` op: a row's bits do not depend on the batch it is in. The weight is kept packed only."""
 
     def __init__(self, inner: nn.Linear, backend: str | None):
         super().__init__()
-        self.weight, self.bias, self.backend = inner.weight, inner.bias, backend
+        self.out_features, self.in_features = inner.weight.shape
+        packed = memory.empty((-(-self.out_features // 16), -(-self.in_features // 32), 16, 16, 2), inner.weight.dtype)
+        self.register_buffer("weight", tts_kernels.pack(inner.weight.detach(), out=packed, backend=backend), persistent=False)
+        self.bias, self.backend = inner.bias, backend
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = tts_kernels.linear(x.reshape(-1, x.shape[-1]), self.weight, self.bias, backend=self.backend)
+        rows = x.reshape(-1, self.in_features)
+        out = tts_kernels.linear(rows, self.out_features, self.weight, self.bias, backend=self.backend)
         return out.view(*x.shape[:-1], -1)
 
 
@@ -122,7 +127,10 @@ class Model:
         self.dtype, self.device = inner.dtype, inner.device
         expected = self._probe_stock()
         if self.device.type == "cpu":
-            _make_invariant(inner, backend)
+            _make_invariant(inner.base_model, backend)
+            head = inner.get_output_embeddings()
+            if type(head) is nn.Linear:
+                inner.set_output_embeddings(Linear(head, backend))
         inner.set_attn_implementation(ATTENTION)
         self._probe(expected)
 
