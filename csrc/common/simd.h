@@ -17,12 +17,12 @@
 #if defined(__x86_64__) && defined(__gnu_linux__) && (defined(__clang__) ? __clang_major__ >= 17 : __GNUC__ >= 12)
 #define TTS_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 // void name(parameters), which runs name_for<W>(arguments) with the W of the machine.
-#define TTS_PER_WIDTH(name, parameters, arguments)                                                      \
-  __attribute__((target("arch=x86-64-v4"))) void name##_for_16 parameters { name##_for<16> arguments; } \
-  __attribute__((target("arch=x86-64-v3"))) void name##_for_8 parameters { name##_for<8> arguments; }   \
-  void name##_for_4 parameters { name##_for<4> arguments; }                                             \
-  void name parameters {                                                                                \
-    (isa() >= TTS_ISA_AVX512 ? name##_for_16 : isa() >= TTS_ISA_AVX2 ? name##_for_8 : name##_for_4) arguments;  \
+#define TTS_PER_WIDTH(name, parameters, arguments)                                                             \
+  __attribute__((target("arch=x86-64-v4"))) void name##_for_16 parameters { name##_for<16> arguments; }        \
+  __attribute__((target("arch=x86-64-v3"))) void name##_for_8 parameters { name##_for<8> arguments; }          \
+  void name##_for_4 parameters { name##_for<4> arguments; }                                                    \
+  void name parameters {                                                                                       \
+    (isa() >= TTS_ISA_AVX512 ? name##_for_16 : isa() >= TTS_ISA_AVX2 ? name##_for_8 : name##_for_4) arguments; \
   }
 #else
 #define TTS_CLONES

@@ -8,6 +8,7 @@
 #if !defined(__clang__)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 on its own _mm512_undefined
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 #include <immintrin.h>
 #if !defined(__clang__)
@@ -21,8 +22,8 @@
 
 namespace tts {
 
-constexpr int64_t kTileRows = 16;    // of a left tile and of a sum
-constexpr int64_t kTileDepth = 32;   // bfloat16 of a left tile's row
+constexpr int64_t kTileRows = 16;   // of a left tile and of a sum
+constexpr int64_t kTileDepth = 32;  // bfloat16 of a left tile's row
 constexpr int64_t kTileBytes = 1024;
 
 struct alignas(64) TileConfig {

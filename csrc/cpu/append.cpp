@@ -30,8 +30,7 @@ int tts_append(int dtype, int64_t N, int64_t G, int64_t D, int64_t P, int64_t S,
                                 int64_t to_head, int64_t to_slot) {
       const char* source = static_cast<const char*>(from) + i * token * size;
       char* to = static_cast<char*>(pages) + (slots[i] / S * to_page + slots[i] % S * to_slot) * size;
-      for (int64_t g = 0; g < G; ++g)
-        std::memcpy(to + g * to_head * size, source + g * head * size, static_cast<size_t>(run));
+      for (int64_t g = 0; g < G; ++g) std::memcpy(to + g * to_head * size, source + g * head * size, static_cast<size_t>(run));
     };
 #pragma omp parallel for if (N * G * run > kParallelBytes)
     for (int64_t i = 0; i < N; ++i) {

@@ -18,12 +18,12 @@
 namespace tts {
 namespace {
 
-constexpr int64_t kColumns = 16;                      // of a panel
-constexpr int64_t kDepth = 32;                        // k of a block: [16 pairs][16 columns][2]
-constexpr int64_t kBlockSize = kColumns * kDepth;     // elements
-constexpr int64_t kChunkBytes = 1 << 20;              // of x per chunk of rows: half of a usual L2
+constexpr int64_t kColumns = 16;                   // of a panel
+constexpr int64_t kDepth = 32;                     // k of a block: [16 pairs][16 columns][2]
+constexpr int64_t kBlockSize = kColumns * kDepth;  // elements
+constexpr int64_t kChunkBytes = 1 << 20;           // of x per chunk of rows: half of a usual L2
 constexpr int64_t kMinChunkRows = 64, kMaxChunkRows = 256;
-constexpr int64_t kParallelWork = 1 << 17;            // multiply-adds below which a second thread costs more than it saves
+constexpr int64_t kParallelWork = 1 << 17;  // multiply-adds below which a second thread costs more than it saves
 
 int64_t in_blocks(int64_t size, int64_t block) { return (size + block - 1) / block; }
 
@@ -65,9 +65,9 @@ TTS_CLONES void pad_row(const Linear& p, int64_t m, const Padded<E>& x) {
 
 // ---- float32: rows x one panel
 
-constexpr int64_t kSumRows = 96;             // rows whose sums stay in L1
-constexpr int64_t kRowSums = 2 * kColumns;   // of a row: 16 columns x (even k, odd k)
-constexpr int64_t kRunBlocks = 4;            // blocks of k summed before they join the total
+constexpr int64_t kSumRows = 96;            // rows whose sums stay in L1
+constexpr int64_t kRowSums = 2 * kColumns;  // of a row: 16 columns x (even k, odd k)
+constexpr int64_t kRunBlocks = 4;           // blocks of k summed before they join the total
 
 // sums[m, first * W on] += x[m, 0:2*pairs] @ run, for VECTORS vectors of W / 2 columns x (even k, odd k).
 template <int W, int ROWS, int VECTORS>
@@ -97,14 +97,12 @@ TTS_INLINE void multiply_run_for(const float* x, int64_t x_stride, int64_t rows,
     int64_t m = 0;
     for (; m + kMost <= rows; m += kMost)
       multiply_pairs<W, kMost, 2>(x + m * x_stride, x_stride, run, pairs, first, sums + m * kRowSums);
-    for (; m + 4 <= rows; m += 4)
-      multiply_pairs<W, 4, 2>(x + m * x_stride, x_stride, run, pairs, first, sums + m * kRowSums);
+    for (; m + 4 <= rows; m += 4) multiply_pairs<W, 4, 2>(x + m * x_stride, x_stride, run, pairs, first, sums + m * kRowSums);
     for (; m < rows; ++m) multiply_pairs<W, 1, 2>(x + m * x_stride, x_stride, run, pairs, first, sums + m * kRowSums);
   }
 }
 
-TTS_PER_WIDTH(multiply_run,
-              (const float* x, int64_t x_stride, int64_t rows, const float* run, int64_t pairs, float* sums),
+TTS_PER_WIDTH(multiply_run, (const float* x, int64_t x_stride, int64_t rows, const float* run, int64_t pairs, float* sums),
               (x, x_stride, rows, run, pairs, sums))
 
 // `count` elements of the weight as float32: in place, or widened into `copy`.

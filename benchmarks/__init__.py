@@ -1,0 +1,1 @@
+"""Measurements: `python -m benchmarks --help`. Nothing in the packages or their tests imports from here."""

