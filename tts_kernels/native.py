@@ -10,8 +10,8 @@ import torch
 
 import tts_kernels._native as _native
 from tts_kernels.append import append
-from tts_kernels.attend import attend, plan
-from tts_kernels.fork import fork
+from tts_kernels.attend import attend, plan, plan_pages
+from tts_kernels.fork import copy_tails, fork
 from tts_kernels.linear import linear, pack
 from tts_kernels.op import register_backend
 from tts_kernels.prune import prune
@@ -49,7 +49,7 @@ def _in_place_rows(op: str, **tensors: torch.Tensor) -> None:
             raise ValueError(f"{op}: {name} is written in place and its last dim must be dense, got strides {tensor.stride()}")
 
 
-def _pages(tensor: torch.Tensor) -> tuple[int, int, int, int]:
+def _pages(tensor: torch.Tensor) -> tuple[int, ...]:
     """Address and strides of pages T[P,G,S,D]."""
     return tensor.data_ptr(), *tensor.stride()[:3]
 
@@ -90,6 +90,13 @@ def _plan(leaves, indptr, parent, start, length, first_page, next_page, page_siz
     _native.plan(*sizes, *pointers, page_size, max_items, max_spans, *(t.data_ptr() for t in outputs.values()))
 
 
+def _plan_pages(page_table, context, indptr, page_size, max_items, max_spans, **outputs):
+    page_table, (context, indptr) = _rows(page_table), _dense(context, indptr)
+    tables = page_table.data_ptr(), page_table.stride(0), context.data_ptr(), indptr.data_ptr()
+    sizes = page_size, max_items, max_spans
+    _native.plan_pages(*page_table.shape, *tables, *sizes, *(t.data_ptr() for t in outputs.values()))
+
+
 def _score(hidden, head, bias, before, label, activation, *, out, running):
     hidden, (head, before) = _rows(hidden), _dense(head, before)
     bias = None if bias is None else bias.contiguous()
@@ -112,12 +119,39 @@ def _fork(parents, nodes, parent, refs, start, length, first_page, last_page):
     _native.fork(parents.shape[0], parent.shape[0], *(t.data_ptr() for t in tables))
 
 
+def _copy_tails(sources, destinations, counts, caches):
+    _in_place_rows("copy_tails", caches=caches[0])
+    P, G, S, D = caches[0].shape
+    strides = caches[0].stride()
+    if any(cache.stride() != strides for cache in caches):
+        raise ValueError(f"copy_tails: caches must all have the strides of the first, {strides}")
+    addresses = torch.tensor([cache.data_ptr() for cache in caches])
+    copies = _dense(sources, destinations, counts)
+    sizes = sources.shape[0], len(caches), G, D, P, S
+    inputs = *(t.data_ptr() for t in copies), addresses.data_ptr(), *strides[:3]
+    _native.copy_tails(DTYPES[caches[0].dtype], *sizes, *inputs)
+
+
 def _sample(*inputs, **outputs):
     *tensors, with_statistics = inputs
     tensors = _dense(*tensors)
     logits, row, next_state = tensors[0], tensors[1], tensors[9]
     sizes = *logits.shape, row.shape[0], next_state.shape[0]
     _native.sample(*sizes, *(t.data_ptr() for t in tensors), with_statistics, *(t.data_ptr() for t in outputs.values()))
+
+
+ISAS = ("base", "avx2", "avx512", "avx512-bf16", "amx-bf16")
+
+
+def limit_isa(name: str = ISAS[-1]) -> str:
+    """Use no instruction set beyond `name` from now on, in the whole process, and return the one in use.
+
+    For tests of the code that other machines run, and to compare with them. Bits differ between instruction sets.
+    """
+    if name not in ISAS:
+        raise ValueError(f"limit_isa: name must be one of {', '.join(ISAS)}, got {name!r}")
+    _native.limit_isa(ISAS.index(name))
+    return ISAS[_native.isa()]
 
 
 CEILINGS = ("dram_read", "dram_copy", "cache_read", "f32_fma", "bf16_dot", "bf16_tiles", "f32_exp2")
@@ -134,5 +168,5 @@ def ceilings(seconds: float = 0.5, names: Sequence[str] = CEILINGS) -> dict[str,
     return found
 
 
-for _op in (pack, linear, append, attend, plan, score, prune, fork, sample):
+for _op in (pack, linear, append, attend, plan, plan_pages, score, prune, fork, copy_tails, sample):
     register_backend(_op, "native", globals()[f"_{_op.name}"], devices=("cpu",), checks_values=True)

@@ -361,18 +361,19 @@ struct Tile {
         query(reinterpret_cast<int32_t*>(total + 2 * kLanes)) {}
 };
 
-// 2^x for x up to about 0: exactly 0 from -127 down, NaN for NaN.
-TTS_TARGET_AVX512_BF16 inline __m512 power_of_two(__m512 x) {
-  const __m512 shift = _mm512_set1_ps(0x1.8p23f);  // adding it leaves round(x) in the low bits
-  x = _mm512_max_ps(_mm512_set1_ps(-127.0f), x);
-  const __m512 shifted = _mm512_add_ps(x, shift), f = _mm512_sub_ps(x, _mm512_sub_ps(shifted, shift));
+// 2^(x - base) for an integer base: exactly 2^k of what another base gives, so x is split before the base is taken off. 0 for
+// -inf, NaN for NaN.
+TTS_TARGET_AVX512_BF16 inline __m512 power_of_two(__m512 x, __m512 base) {
+  const __m512 shift = _mm512_set1_ps(0x1.8p23f);  // adding it and taking it off again leaves round(x)
+  x = _mm512_max_ps(_mm512_set1_ps(-0x1p20f), x);
+  const __m512 whole = _mm512_sub_ps(_mm512_add_ps(x, shift), shift), f = _mm512_sub_ps(x, whole);
   __m512 poly = _mm512_set1_ps(0x1.5f3e54p-10f);
   poly = _mm512_fmadd_ps(poly, f, _mm512_set1_ps(0x1.3b2d4cp-7f));
   poly = _mm512_fmadd_ps(poly, f, _mm512_set1_ps(0x1.c6aee8p-5f));
   poly = _mm512_fmadd_ps(poly, f, _mm512_set1_ps(0x1.ebfbdcp-3f));
   poly = _mm512_fmadd_ps(poly, f, _mm512_set1_ps(0x1.62e430p-1f));
   poly = _mm512_fmadd_ps(poly, f, _mm512_set1_ps(1.0f));
-  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(poly), _mm512_slli_epi32(_mm512_castps_si512(shifted), 23)));
+  return _mm512_scalef_ps(poly, _mm512_sub_ps(whole, base));
 }
 
 // The largest score of each lane. With HIDES, what lane l does not see (tokens from visible[l] on) becomes -inf.
@@ -423,8 +424,8 @@ TTS_TARGET_AVX512_BF16 inline void weigh_scores(const Tile& tile, const float* s
                                              20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   __m512 even = _mm512_load_ps(tile.total), odd = _mm512_load_ps(tile.total + kLanes);
   for (int64_t t = 0; t < tokens; t += 2) {
-    const __m512 a = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + t * kLanes), scale, base));
-    const __m512 b = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + (t + 1) * kLanes), scale, base));
+    const __m512 a = power_of_two(_mm512_mul_ps(_mm512_load_ps(scores + t * kLanes), scale), base);
+    const __m512 b = power_of_two(_mm512_mul_ps(_mm512_load_ps(scores + (t + 1) * kLanes), scale), base);
     even = _mm512_add_ps(even, a);
     odd = _mm512_add_ps(odd, b);
     const __m512bh both = _mm512_cvtne2ps_pbh(b, a);

@@ -13,6 +13,17 @@ pytestmark = pytest.mark.skipif("native" not in tts_kernels.linear.backends, rea
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
+@pytest.fixture(autouse=True, params=["amx-bf16", "avx512-bf16", "avx512", "avx2", "base"])
+def isa(request):
+    """Every instruction set up to the machine's."""
+    from tts_kernels.native import limit_isa
+
+    if limit_isa(request.param) != request.param:
+        pytest.skip(f"the machine does not have {request.param}")
+    yield
+    limit_isa()
+
+
 def with_threads(count, call):
     torch.set_num_threads(count)
     return call()
@@ -85,11 +96,12 @@ def test_the_bits_of_attend_do_not_depend_on_how_a_context_is_cut(dtype):
         assert same_bits(cut(*cuts), whole)
 
 
-def test_causal_queries_of_attend_have_the_bits_of_decoding_one_by_one():
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_causal_queries_of_attend_have_the_bits_of_decoding_one_by_one(dtype):
     tree = Tree(4, 40)
     root = tree.add(-1, 21)
     leaf = tree.add(root, 90)
-    pages, q = filled_pages(tree, 1, 16, torch.float32, None), normal((90, 4, 16), torch.float32)
+    pages, q = filled_pages(tree, 1, 16, dtype, None), normal((90, 4, 16), dtype)
     made = plan(*tree.plan_inputs([leaf], [0, 90]), backend="reference")
     items, spans = made.needed.tolist()
     at_once = attend(q, *pages, made.spans[:spans], made.item_indptr[: items + 1], made.items[:items], 0.25, backend="native")
@@ -99,17 +111,21 @@ def test_causal_queries_of_attend_have_the_bits_of_decoding_one_by_one():
         assert same_bits(alone, (at_once.out[i : i + 1], at_once.lse[i : i + 1]))
 
 
-def test_a_row_that_is_not_finite_leaves_the_other_rows_of_attend_alone():
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("what", ["query", "key", "value"])
+def test_a_row_that_is_not_finite_leaves_the_other_rows_of_attend_alone(dtype, what):
     tree = Tree(4, 40)
     root = tree.add(-1, 9)
     leaves = [tree.add(root, 3) for _ in range(6)]
-    pages, q = filled_pages(tree, 2, 16, torch.float32, None), normal((6, 4, 16), torch.float32)
+    pages, q = filled_pages(tree, 2, 16, dtype, None), normal((6, 4, 16), dtype)
     clean = attend(*decode(tree, leaves, q, pages), backend="native")
-    q[2] = float("nan")
+    slot = tree.tokens[leaves[2]][1]
+    written = q[2] if what == "query" else pages[what == "value"][slot // 4, :, slot % 4]
+    written.fill_(float("nan"))
     bad = attend(*decode(tree, leaves, q, pages), backend="native")
     kept = [0, 1, 3, 4, 5]
     assert same_bits((clean.out[kept], clean.lse[kept]), (bad.out[kept], bad.lse[kept]))
-    assert bad.out[2].isnan().all() and bad.lse[2].isnan().all()
+    assert bad.out[2].isnan().all() and (what == "value" or bad.lse[2].isnan().all())
 
 
 def test_score_has_the_same_bits_alone_and_for_any_thread_count():
