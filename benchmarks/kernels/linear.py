@@ -25,6 +25,7 @@ from benchmarks.kernels.cases import (
     rotate,
 )
 from benchmarks.kernels.floors import Work
+from tts_kernels import memory
 
 SHAPES = {
     "qkv": (896, 1152, True),
@@ -50,7 +51,7 @@ def _case(M: int, N: int, K: int, has_bias: bool, setting: Setting) -> Case:
     x, weight = random((M, K), dtype), random((N, K), dtype, 1)
     bias = random((N,), dtype, 2) if has_bias else None
     count = copies(nbytes(weight), setting)
-    packed = [tts_kernels.pack(weight) for _ in range(count)]
+    packed = [_pack(weight) for _ in range(count)]
 
     def check():
         exact = x.to(exact_dtype(dtype)) @ weight.to(exact_dtype(dtype)).T
@@ -70,6 +71,12 @@ def _case(M: int, N: int, K: int, has_bias: bool, setting: Setting) -> Case:
     case.add_peer("torch", lambda: _torch(x, weight, bias, count))
     case.add_peer("onednn_packed", lambda: _onednn_packed(x, weight, bias, count))
     return case
+
+
+def _pack(weight: torch.Tensor) -> torch.Tensor:
+    """On huge pages, as the engine packs."""
+    N, K = weight.shape
+    return tts_kernels.pack(weight, out=memory.empty((-(-N // 16), -(-K // 32), 16, 16, 2), weight.dtype))
 
 
 def _torch(x, weight, bias, count: int) -> Variant:

@@ -21,6 +21,7 @@ namespace {
 constexpr int64_t kColumns = 16;                   // of a panel
 constexpr int64_t kDepth = 32;                     // k of a block: [16 pairs][16 columns][2]
 constexpr int64_t kBlockSize = kColumns * kDepth;  // elements
+constexpr int64_t kStrip = 4;                      // panels that a thread takes at a time
 constexpr int64_t kChunkBytes = 1 << 20;           // of x per chunk of rows: half of a usual L2
 constexpr int64_t kMinChunkRows = 64, kMaxChunkRows = 256;
 constexpr int64_t kParallelWork = 1 << 17;  // multiply-adds below which a second thread costs more than it saves
@@ -140,10 +141,16 @@ void panel_of_float32(const Linear& p, const Padded<float>& x, int64_t m0, int64
   }
 }
 
+template <class T>
+void strip_of_float32(const Linear& p, const Padded<float>& x, int64_t m0, int64_t m1, int64_t panel, int64_t num_panels) {
+  for (; num_panels > 0; --num_panels, ++panel) panel_of_float32<T>(p, x, m0, m1, panel);
+}
+
 // ---- bfloat16: dot products of pairs, or tiles
 
 #if TTS_HAS_X86_BF16
 
+constexpr int64_t kStageBlocks = 32;        // of a panel: what is asked for at a time
 constexpr int64_t kAhead = 8 * kBlockSize;  // elements between what is loaded and what is asked for: 8 KB
 
 TTS_INLINE void prefetch_block(const BF16* block) {
@@ -200,61 +207,114 @@ TTS_TARGET_AVX512_BF16 void panel_of_dots(const Linear& p, const Padded<BF16>& x
   }
 }
 
-// sums[0:16*TILES] = x[0:16*TILES] @ panel.
-template <int TILES>
-TTS_TARGET_AMX inline void multiply_tiles(const BF16* x, int64_t x_stride, const BF16* panel, int64_t depth, float* sums) {
+void strip_of_dots(const Linear& p, const Padded<BF16>& x, int64_t m0, int64_t m1, int64_t panel, int64_t num_panels) {
+  for (; num_panels > 0; --num_panels, ++panel) panel_of_dots(p, x, m0, m1, panel);
+}
+
+// Asks for `blocks` blocks of each of PANELS panels while as many are worked on, in eight places at once: one place alone leaves
+// the prefetcher idle at every 4 KB, and reaches two thirds of the DRAM rate. Step k of `blocks` asks for its share of each.
+template <int PANELS>
+TTS_INLINE void prefetch_panels(const BF16* next, int64_t panel_size, int64_t blocks, int64_t k) {
+  constexpr int64_t kPlaces = 8 / PANELS, kLines = kBlockSize / 32 / kPlaces;
+  for (int64_t panel = 0; panel < PANELS; ++panel, next += panel_size)
+    for (int64_t place = 0; place < kPlaces; ++place)
+      for (int64_t i = 0; i < kLines; ++i) __builtin_prefetch(next + ((place * blocks + k) * kLines + i) * 32, 0, 2);
+}
+
+// sums[p][0:16*ROWS] = x[0:16*ROWS] @ panels[p]: ROWS x PANELS <= 4 tiles of sums.
+template <int ROWS, int PANELS>
+TTS_TARGET_AMX inline void multiply_tiles(const BF16* x, int64_t x_stride, const BF16* const* panels, int64_t depth,
+                                          const BF16* next, float* sums) {
   const int64_t row_bytes = x_stride * 2, tile_size = kTileRows * x_stride;
+  constexpr int64_t kSum = kTileRows * kColumns;
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  for (int64_t k = 0; k < depth; ++k, panel += kBlockSize, x += kDepth) {
-    prefetch_block(panel + kAhead);
-    _tile_loadd(6, panel, 64);
-    _tile_loadd(4, x, row_bytes);
-    _tile_dpbf16ps(0, 4, 6);
-    if (TILES > 1) {
+  const int64_t stage = in_blocks(depth, in_blocks(depth, kStageBlocks));
+  const BF16* following = panels[0];
+  for (int64_t k = 0, at = 0, within = stage; k < depth; ++k, ++within, at += kBlockSize, x += kDepth) {
+    if (within == stage) {
+      within = 0;
+      following = k + stage < depth ? panels[0] + at + stage * kBlockSize : next;
+    }
+    prefetch_panels<PANELS>(following, depth * kBlockSize, stage, within);
+    if constexpr (PANELS == 4) {
+      _tile_loadd(4, x, row_bytes);
+      _tile_loadd(5, panels[0] + at, 64);
+      _tile_dpbf16ps(0, 4, 5);
+      _tile_loadd(6, panels[1] + at, 64);
+      _tile_dpbf16ps(1, 4, 6);
+      _tile_loadd(7, panels[2] + at, 64);
+      _tile_dpbf16ps(2, 4, 7);
+      _tile_loadd(5, panels[3] + at, 64);
+      _tile_dpbf16ps(3, 4, 5);
+    } else if constexpr (PANELS == 2) {
+      _tile_loadd(4, x, row_bytes);
+      _tile_loadd(6, panels[0] + at, 64);
+      _tile_dpbf16ps(0, 4, 6);
       _tile_loadd(5, x + tile_size, row_bytes);
       _tile_dpbf16ps(1, 5, 6);
-    }
-    if (TILES > 2) {
-      _tile_loadd(4, x + 2 * tile_size, row_bytes);
-      _tile_dpbf16ps(2, 4, 6);
-    }
-    if (TILES > 3) {
-      _tile_loadd(5, x + 3 * tile_size, row_bytes);
-      _tile_dpbf16ps(3, 5, 6);
+      _tile_loadd(7, panels[1] + at, 64);
+      _tile_dpbf16ps(2, 4, 7);
+      _tile_dpbf16ps(3, 5, 7);
+    } else {
+      _tile_loadd(6, panels[0] + at, 64);
+      _tile_loadd(4, x, row_bytes);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(5, x + tile_size, row_bytes);
+      _tile_dpbf16ps(1, 5, 6);
+      _tile_loadd(7, x + 2 * tile_size, row_bytes);
+      _tile_dpbf16ps(2, 7, 6);
+      if constexpr (ROWS == 4) {
+        _tile_loadd(4, x + 3 * tile_size, row_bytes);
+        _tile_dpbf16ps(3, 4, 6);
+      }
     }
   }
   _tile_stored(0, sums, 64);
-  if (TILES > 1) _tile_stored(1, sums + kTileRows * kColumns, 64);
-  if (TILES > 2) _tile_stored(2, sums + 2 * kTileRows * kColumns, 64);
-  if (TILES > 3) _tile_stored(3, sums + 3 * kTileRows * kColumns, 64);
+  _tile_stored(1, sums + kSum, 64);
+  _tile_stored(2, sums + 2 * kSum, 64);
+  if (ROWS != 3) _tile_stored(3, sums + 3 * kSum, 64);
 }
 
-TTS_TARGET_AMX void panel_of_tiles(const Linear& p, const Padded<BF16>& x, int64_t m0, int64_t m1, int64_t panel) {
-  constexpr int64_t kMost = 4 * kTileRows;
-  alignas(64) float sums[kMost * kColumns];
-  const BF16* weight = static_cast<const BF16*>(p.weight) + panel * p.depth() * kBlockSize;
+// The strip's panels for rows m.., as many panels at a time as the rows leave tiles for.
+template <int ROWS>
+TTS_TARGET_AMX void strip_of_tiles(const Linear& p, const Padded<BF16>& x, int64_t m, int64_t rows, int64_t first_panel,
+                                   int64_t num_panels) {
+  constexpr int64_t kPanels = ROWS > 2 ? 1 : kStrip / ROWS;
+  alignas(64) float sums[4 * kTileRows * kColumns];
+  const int64_t size = p.depth() * kBlockSize;
+  const BF16* strip = static_cast<const BF16*>(p.weight) + first_panel * size;
+  for (int64_t panel = 0; panel < num_panels; panel += kPanels) {
+    const BF16* panels[kPanels];
+    for (int64_t i = 0; i < kPanels; ++i) panels[i] = strip + std::min(panel + i, num_panels - 1) * size;
+    const BF16* next = strip + (panel + kPanels) * size;
+    multiply_tiles<ROWS, kPanels>(x.rows + m * x.stride, x.stride, panels, p.depth(), next, sums);
+    for (int64_t i = 0; i < std::min(kPanels, num_panels - panel); ++i)
+      write_sums(p, sums + i * ROWS * kTileRows * kColumns, m, rows, (first_panel + panel + i) * kColumns);
+  }
+}
+
+TTS_TARGET_AMX void strip_of_tiles(const Linear& p, const Padded<BF16>& x, int64_t m0, int64_t m1, int64_t panel,
+                                   int64_t num_panels) {
   for (int64_t m = m0, rows; m < m1; m += rows) {
-    const BF16* from = x.rows + m * x.stride;
-    rows = std::min(kMost, m1 - m);
+    rows = std::min(4 * kTileRows, m1 - m);
     switch (in_blocks(rows, kTileRows)) {
-      case 1: multiply_tiles<1>(from, x.stride, weight, p.depth(), sums); break;
-      case 2: multiply_tiles<2>(from, x.stride, weight, p.depth(), sums); break;
-      case 3: multiply_tiles<3>(from, x.stride, weight, p.depth(), sums); break;
-      default: multiply_tiles<4>(from, x.stride, weight, p.depth(), sums);
+      case 1: strip_of_tiles<1>(p, x, m, rows, panel, num_panels); break;
+      case 2: strip_of_tiles<2>(p, x, m, rows, panel, num_panels); break;
+      case 3: strip_of_tiles<3>(p, x, m, rows, panel, num_panels); break;
+      default: strip_of_tiles<4>(p, x, m, rows, panel, num_panels);
     }
-    write_sums(p, sums, m, rows, panel * kColumns);
   }
 }
 #endif
 
 // ---- the whole
 
-// Threads walk consecutive panels for every chunk of rows: body(x, m0, m1, panel).
+// Threads walk consecutive strips of panels for every chunk of rows: body(x, m0, m1, panel, num_panels).
 template <class T, class E, class Session, class Body>
-void for_each_panel(const Linear& p, Body&& body) {
+void for_each_strip(const Linear& p, Body&& body) {
   const int64_t stride = Padded<E>::stride_of(p.depth()), row_bytes = stride * static_cast<int64_t>(sizeof(E));
   const int64_t rows = in_blocks(p.M, 16) * 16, panels = in_blocks(p.N, kColumns);
   const int64_t chunk = std::clamp(kChunkBytes / row_bytes / 64 * 64, kMinChunkRows, kMaxChunkRows);
@@ -266,7 +326,8 @@ void for_each_panel(const Linear& p, Body&& body) {
     [[maybe_unused]] const Session session;
     for (int64_t m = 0; m < p.M; m += chunk)
 #pragma omp for schedule(static) nowait
-      for (int64_t panel = 0; panel < panels; ++panel) body(x, m, std::min(p.M, m + chunk), panel);
+      for (int64_t panel = 0; panel < panels; panel += kStrip)
+        body(x, m, std::min(p.M, m + chunk), panel, std::min(kStrip, panels - panel));
   }
 }
 
@@ -276,11 +337,11 @@ template <class T>
 void run_linear(const Linear& p) {
 #if TTS_HAS_X86_BF16
   if constexpr (std::is_same<T, BF16>::value) {
-    if (has_bf16_tiles()) return for_each_panel<T, BF16, TileSession>(p, [&](auto&&... at) { panel_of_tiles(p, at...); });
-    if (has_bf16_dot()) return for_each_panel<T, BF16, NoSession>(p, [&](auto&&... at) { panel_of_dots(p, at...); });
+    if (has_bf16_tiles()) return for_each_strip<T, BF16, TileSession>(p, [&](auto&&... at) { strip_of_tiles(p, at...); });
+    if (has_bf16_dot()) return for_each_strip<T, BF16, NoSession>(p, [&](auto&&... at) { strip_of_dots(p, at...); });
   }
 #endif
-  for_each_panel<T, float, NoSession>(p, [&](auto&&... at) { panel_of_float32<T>(p, at...); });
+  for_each_strip<T, float, NoSession>(p, [&](auto&&... at) { strip_of_float32<T>(p, at...); });
 }
 
 // ---- packing

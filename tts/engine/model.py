@@ -72,10 +72,22 @@ class Linear(nn.Module):
         self.register_buffer("weight", tts_kernels.pack(inner.weight.detach(), out=packed, backend=backend), persistent=False)
         self.bias, self.backend = inner.bias, backend
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features)
-        out = tts_kernels.linear(rows, self.out_features, self.weight, self.bias, backend=self.backend)
+        out = tts_kernels.linear(rows, self.out_features, self.weight, self.bias, out=out, backend=self.backend)
         return out.view(*x.shape[:-1], -1)
+
+
+class Buffer:
+    """Memory for results that are as large as logits: given out again at every call, because fresh pages cost more than the work."""
+
+    def __init__(self, dtype: torch.dtype):
+        self._memory = torch.empty(0, dtype=dtype)
+
+    def take(self, rows: int, columns: int) -> torch.Tensor:
+        if self._memory.numel() < rows * columns:
+            self._memory = memory.empty((rows * columns,), self._memory.dtype)
+        return self._memory[: rows * columns].view(rows, columns)
 
 
 class Activation(nn.Module):
@@ -101,15 +113,25 @@ class Activation(nn.Module):
         return self.inner(padded)[: x.numel()].view(x.shape)
 
 
-def _make_invariant(module: nn.Module, backend: str | None) -> None:
-    """Swap the parts of a model whose bits depend on the batch; it stays otherwise untouched."""
+def swap_parts(inner: Any, backend: str | None = None) -> None:
+    """Give a transformers model on the CPU our projections and activations, whose bits do not depend on the batch.
+
+    It stays otherwise untouched. Heads other than the language-model head are left alone: the `score` op reads them.
+    """
+    _swap_below(inner.base_model, backend)
+    head = inner.get_output_embeddings()
+    if type(head) is nn.Linear:
+        inner.set_output_embeddings(Linear(head, backend))
+
+
+def _swap_below(module: nn.Module, backend: str | None) -> None:
     for name, child in module.named_children():
         if type(child) is nn.Linear:
             setattr(module, name, Linear(child, backend))
         elif type(child).__module__ in ("transformers.activations", "torch.nn.modules.activation"):
             setattr(module, name, Activation(child))
         else:
-            _make_invariant(child, backend)
+            _swap_below(child, backend)
 
 
 class Model:
@@ -125,12 +147,10 @@ class Model:
         self.config = inner.config.get_text_config()
         self.num_parameters = sum(p.numel() for p in inner.parameters())
         self.dtype, self.device = inner.dtype, inner.device
+        self._logits = Buffer(inner.dtype), Buffer(torch.float32)
         expected = self._probe_stock()
         if self.device.type == "cpu":
-            _make_invariant(inner.base_model, backend)
-            head = inner.get_output_embeddings()
-            if type(head) is nn.Linear:
-                inner.set_output_embeddings(Linear(head, backend))
+            swap_parts(inner, backend)
         inner.set_attn_implementation(ATTENTION)
         self._probe(expected)
 
@@ -197,8 +217,13 @@ class Model:
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """f32[R, V] of chosen rows T[R, E]."""
-        return self.inner.get_output_embeddings()(hidden).float()
+        """f32[R, V] of chosen rows T[R, E]; on the CPU valid until the next call."""
+        head = self.inner.get_output_embeddings()
+        if not isinstance(head, Linear):
+            return head(hidden).float()
+        sizes = len(hidden), head.out_features
+        logits = head(hidden, out=self._logits[0].take(*sizes))
+        return logits if self.dtype is torch.float32 else self._logits[1].take(*sizes).copy_(logits)
 
     # ---- facts
 

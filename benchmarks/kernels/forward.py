@@ -1,0 +1,63 @@
+"""forward: a whole transformers model without its attention, the head included: what the linear layers make of a decode step."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from functools import cache, partial
+
+import torch
+from transformers import AttentionInterface, Qwen2Config, Qwen2ForCausalLM
+
+from benchmarks.kernels.cases import Case, Setting, Spec, Variant, allowance, error, family, nbytes
+from benchmarks.kernels.floors import Work
+from tts.engine.model import swap_parts
+
+ROWS = (1, 4, 16, 64)
+WITHOUT_ATTENTION = "without_attention"
+AttentionInterface.register(WITHOUT_ATTENTION, lambda module, query, *_, **__: (query.transpose(1, 2).contiguous(), None))
+
+
+@family
+def forward() -> Iterator[Spec]:
+    for M in ROWS:
+        yield Spec("forward", f"Qwen2.5-0.5B shape, no attention, M={M}", False, partial(_case, M))
+
+
+def _case(M: int, setting: Setting) -> Case:
+    stock, ours = _models(setting.torch_dtype)
+    tokens = torch.arange(M)[None] * 7 % stock.config.vocab_size
+    weights = nbytes(*stock.parameters())
+
+    def check():
+        exact = copy.deepcopy(stock).float()
+        return error(_run(ours, tokens), _run(exact, tokens)), allowance(_run(exact, tokens), _run(stock, tokens))
+
+    case = Case(
+        dtype=setting.dtype,
+        work=Work(bytes=weights, flops=2.0 * M * sum(p.numel() for p in stock.parameters())),
+        cold=f"all weights, {weights >> 20} MiB in turn",
+        check=check,
+        ours=Variant(lambda: _run(ours, tokens)),
+        backend="native",
+    )
+    case.add_peer("torch", lambda: Variant(lambda: _run(stock, tokens)))
+    return case
+
+
+@torch.inference_mode()
+def _run(model, tokens: torch.Tensor) -> torch.Tensor:
+    mask = tokens.new_empty(1, 1, 1, 1)  # four dims: passed on untouched
+    return model(input_ids=tokens, attention_mask=mask, use_cache=False).logits[0]
+
+
+@cache
+def _models(dtype: torch.dtype):
+    """The same random weights twice: as transformers runs them, and with our projections."""
+    sizes = {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "vocab_size": 151936}
+    heads = {"num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    torch.manual_seed(0)
+    stock = Qwen2ForCausalLM(Qwen2Config(**sizes, **heads, attn_implementation=WITHOUT_ATTENTION)).to(dtype).eval()
+    ours = copy.deepcopy(stock)
+    swap_parts(ours)
+    return stock, ours
