@@ -135,7 +135,8 @@ void panel_of_float32(const Linear& p, const Padded<float>& x, int64_t m0, int64
     for (int64_t k = 0, blocks; k < p.depth(); k += blocks) {
       blocks = std::min(kRunBlocks, p.depth() - k);
       const float* run = widen(weight + k * kBlockSize, blocks * kBlockSize, copy);
-      multiply_run(x.rows + m * x.stride + k * kDepth, x.stride, rows, run, blocks * kDepth / 2, sums);
+      const int64_t pairs = (std::min(blocks * kDepth, p.K - k * kDepth) + 1) / 2;
+      multiply_run(x.rows + m * x.stride + k * kDepth, x.stride, rows, run, pairs, sums);
     }
     write_pairs<T>(p, sums, m, rows, panel * kColumns);
   }
@@ -231,7 +232,7 @@ TTS_TARGET_AMX inline void multiply_tiles(const BF16* x, int64_t x_stride, const
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  const int64_t stage = in_blocks(depth, in_blocks(depth, kStageBlocks));
+  const int64_t stage = in_blocks(depth, std::max<int64_t>(1, in_blocks(depth, kStageBlocks)));
   const BF16* following = panels[0];
   for (int64_t k = 0, at = 0, within = stage; k < depth; ++k, ++within, at += kBlockSize, x += kDepth) {
     if (within == stage) {
