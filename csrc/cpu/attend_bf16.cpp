@@ -413,9 +413,8 @@ TTS_TARGET_AVX512_BF16 inline void raise_maximum(const Tile& tile, __m512 most, 
   }
 }
 
-// weights[pair][lane] = 2^(factor * score - maximum) of tokens 2 * pair and 2 * pair + 1, and their sums.
-TTS_TARGET_AVX512_BF16 inline void weigh_scores(const Tile& tile, const float* scores, int64_t tokens, float factor,
-                                                BF16* weights, Ahead& ahead) {
+// weights[pair][lane] = 2^(factor * score - maximum) of tokens 2 * pair and 2 * pair + 1 of a chunk, and their sums.
+TTS_TARGET_AVX512_BF16 inline void weigh_chunk(const Tile& tile, const float* scores, float factor, BF16* weights, Ahead& ahead) {
   const __m512 scale = _mm512_set1_ps(factor);
   const __m512 maximum = _mm512_load_ps(tile.maximum);
   const __m512 base =
@@ -423,7 +422,7 @@ TTS_TARGET_AVX512_BF16 inline void weigh_scores(const Tile& tile, const float* s
   const __m512i alternate = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
                                              20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   __m512 even = _mm512_load_ps(tile.total), odd = _mm512_load_ps(tile.total + kLanes);
-  for (int64_t t = 0; t < tokens; t += 2) {
+  for (int64_t t = 0; t < kChunk; t += 2) {
     const __m512 a = power_of_two(_mm512_mul_ps(_mm512_load_ps(scores + t * kLanes), scale), base);
     const __m512 b = power_of_two(_mm512_mul_ps(_mm512_load_ps(scores + (t + 1) * kLanes), scale), base);
     even = _mm512_add_ps(even, a);
@@ -447,9 +446,11 @@ class Task {
       : p_(p), s_(s), q0_(q0), q1_(q1), g_(g), memory_(memory) {
     keys_ = reinterpret_cast<BF16*>(memory);
     values_ = keys_ + kBlockTokens * key_stride();
-    weights_ = values_ + round_up(p.D, 32) * kBlockTokens;
-    scores_ = reinterpret_cast<float*>(weights_ + kBlockTokens * kLanes);
-    odd_ = reinterpret_cast<OddValue*>(scores_ + kBlockTokens * kLanes);
+    weights_[0] = values_ + round_up(p.D, 32) * kBlockTokens;
+    weights_[1] = weights_[0] + kBlockTokens * kLanes;
+    scores_[0] = reinterpret_cast<float*>(weights_[1] + kBlockTokens * kLanes);
+    scores_[1] = scores_[0] + kBlockTokens * kLanes;
+    odd_ = reinterpret_cast<OddValue*>(scores_[1] + kBlockTokens * kLanes);
   }
 
   // Lanes of a query: a power of two, so that a query's heads lie in one tile, or whole tiles.
@@ -467,7 +468,7 @@ class Task {
       const Block &here = blocks[at], &following = blocks[1 - at];
       advance(&blocks[1 - at]);
       lay_out(here, following);
-      for (int64_t i = here.first_tile; i < here.last_tile; ++i) meet(tile(i), here);
+      meet(here);
     }
     for (int64_t i = 0; i < num_tiles(); ++i) end(i);
   }
@@ -475,7 +476,7 @@ class Task {
  private:
   static int64_t shared_bytes(int64_t dim) {
     const int64_t odd = dim * static_cast<int64_t>(sizeof(OddValue));
-    return kBlockTokens * (2 * (2 * round_up(dim, 32) + kLanes) + 4 * kLanes + odd);
+    return kBlockTokens * (2 * 2 * round_up(dim, 32) + 2 * (2 + 4) * kLanes + odd);
   }
 
   int64_t key_stride() const { return round_up(p_.D, 32); }
@@ -570,15 +571,22 @@ class Task {
   }
 
   // Adds what was taken out of the values to the lanes that see it.
-  void add_odd_values(const Tile& tile, const int32_t* sees) const {
+  void add_odd_values(const Tile& tile, const int32_t* sees, const BF16* weights) const {
     for (const OddValue* odd = odd_; odd != odd_ + num_odd_; ++odd)
       for (int64_t lane = 0; lane < kLanes; ++lane)
         if (odd->token < sees[lane])
           tile.sums[odd->d * kLanes + lane] +=
-              load1(weights_ + odd->token / 2 * 2 * kLanes + lane * 2 + odd->token % 2) * odd->value;
+              load1(weights + odd->token / 2 * 2 * kLanes + lane * 2 + odd->token % 2) * odd->value;
   }
 
-  TTS_TARGET_AVX512_BF16 void meet(const Tile& tile, const Block& block) {
+  // What the lanes of a tile see of a block.
+  struct View {
+    alignas(64) int32_t sees[kLanes];  // tokens, from the block's first on
+    int64_t tokens;                    // in whole chunks; 0: nothing
+    bool hides;                        // not every lane sees all of them
+  };
+
+  TTS_TARGET_AVX512_BF16 void look(const Tile& tile, const Block& block, View* view) const {
     const Segment& segment = *block.segment;
     const __m512i query = _mm512_loadu_si512(tile.query);
     const __mmask16 takes_part = _mm512_cmpge_epi32_mask(query, _mm512_set1_epi32(segment.q0)) &
@@ -586,26 +594,53 @@ class Task {
     __m512i sees = _mm512_set1_epi32(static_cast<int>(std::min<int64_t>(segment.tokens - block.done, INT32_MAX)));
     if (segment.is_causal) sees = _mm512_sub_epi32(sees, _mm512_sub_epi32(_mm512_set1_epi32(segment.q1 - 1), query));
     sees = _mm512_maskz_mov_epi32(takes_part, sees);
-    const int64_t most_seen = _mm512_reduce_max_epi32(sees);
-    const __mmask16 exists = _mm512_cmpge_epi32_mask(query, _mm512_setzero_si512());
-    const int64_t seen = std::min(block.tokens, most_seen), padded = round_up(seen, kChunk);
-    if (seen <= 0) return;
+    _mm512_store_si512(view->sees, sees);
+    const int64_t most = std::min<int64_t>(block.tokens, _mm512_reduce_max_epi32(sees));
+    view->tokens = std::max<int64_t>(0, round_up(most, kChunk));
     // Lanes without a query hold zeros, whatever they see; those of other queries must not move.
-    const bool hides = _mm512_mask_cmplt_epi32_mask(exists, sees, _mm512_set1_epi32(static_cast<int>(padded))) != 0;
+    const __mmask16 exists = _mm512_cmpge_epi32_mask(query, _mm512_setzero_si512());
+    view->hides = _mm512_mask_cmplt_epi32_mask(exists, sees, _mm512_set1_epi32(static_cast<int>(view->tokens))) != 0;
+  }
 
+  // Scores of one chunk of the block's tokens.
+  void score_chunk(const Tile& tile, int64_t first_token, float* scores) const {
     const int64_t stride = key_stride();
-    Products::multiply({keys_, stride, kTileRows * stride}, padded / kTileRows, tile.queries, stride / kTileDepth, scores_,
-                       false);
+    const Left keys{keys_ + first_token * stride, stride, kTileRows * stride};
+    Products::multiply(keys, kChunk / kTileRows, tile.queries, stride / kTileDepth, scores + first_token * kLanes, false);
+  }
+
+  // A block meets the tiles that read it. The scores of the following tile are made between the weights of this one: products
+  // and exponentials run in different units.
+  TTS_TARGET_AVX512_BF16 void meet(const Block& block) {
+    View views[2];
+    look(tile(block.first_tile), block, &views[0]);
+    for (int64_t t = 0; t < views[0].tokens; t += kChunk) score_chunk(tile(block.first_tile), t, scores_[0]);
+    for (int64_t i = block.first_tile, at = 0; i < block.last_tile; ++i, at = 1 - at) {
+      View& following = views[1 - at];
+      following.tokens = 0;
+      const Tile next = tile(std::min(i + 1, block.last_tile - 1));
+      if (i + 1 < block.last_tile) look(next, block, &following);
+      weigh_and_sum(tile(i), views[at], scores_[at], next, following, scores_[1 - at], weights_[at]);
+    }
+  }
+
+  TTS_TARGET_AVX512_BF16 void weigh_and_sum(const Tile& tile, const View& view, float* scores, const Tile& next,
+                                            const View& following, float* next_scores, BF16* weights) {
     const float factor = std::fabs(p_.scale) * kLog2E;
-    const __m512 most = hides ? largest_scores<true>(scores_, padded, sees) : largest_scores<false>(scores_, padded, sees);
-    raise_maximum(tile, _mm512_mul_ps(most, _mm512_set1_ps(factor)), p_.D);
-    weigh_scores(tile, scores_, padded, factor, weights_, ahead_);
-    Products::multiply({values_, kBlockTokens, kTileRows * kBlockTokens}, round_up(p_.D, 16) / kTileRows, weights_,
-                       padded / kChunk, tile.sums, true);
-    if (num_odd_ == 0) return;
-    alignas(64) int32_t lane_sees[kLanes];
-    _mm512_store_si512(lane_sees, sees);
-    add_odd_values(tile, lane_sees);
+    if (view.tokens > 0) {
+      const __m512i sees = _mm512_load_si512(view.sees);
+      const __m512 most =
+          view.hides ? largest_scores<true>(scores, view.tokens, sees) : largest_scores<false>(scores, view.tokens, sees);
+      raise_maximum(tile, _mm512_mul_ps(most, _mm512_set1_ps(factor)), p_.D);
+    }
+    for (int64_t t = 0; t < std::max(view.tokens, following.tokens); t += kChunk) {
+      if (t < view.tokens) weigh_chunk(tile, scores + t * kLanes, factor, weights + t * kLanes, ahead_);
+      if (t < following.tokens) score_chunk(next, t, next_scores);
+    }
+    if (view.tokens == 0) return;
+    Products::multiply({values_, kBlockTokens, kTileRows * kBlockTokens}, round_up(p_.D, 16) / kTileRows, weights,
+                       view.tokens / kChunk, tile.sums, true);
+    if (num_odd_ > 0) add_odd_values(tile, view.sees, weights);
   }
 
   TTS_TARGET_AVX512_BF16 void end(int64_t i) {
@@ -638,9 +673,10 @@ class Task {
   const Segmenter& s_;
   const int64_t q0_, q1_, g_;
   char* const memory_;
-  BF16 *keys_, *values_, *weights_;  // [kBlockTokens][D in chunks], [D][kBlockTokens], [kBlockTokens / 2][16][2]
-  float* scores_;                    // [kBlockTokens][16]
-  OddValue* odd_;                    // [num_odd_] of the block at hand
+  BF16 *keys_, *values_;  // [kBlockTokens][D in chunks], [D][kBlockTokens]
+  BF16* weights_[2];      // [kBlockTokens / 2][16][2] of a tile and of the following one
+  float* scores_[2];      // [kBlockTokens][16]
+  OddValue* odd_;         // [num_odd_] of the block at hand
   int64_t num_odd_ = 0;
   Ahead ahead_;
   size_t next_segment_ = 0, span_ = 0;        // the segment behind the open one, and where the next block begins in that
