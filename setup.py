@@ -1,6 +1,7 @@
-"""The C++ module `tts_kernels._native`; everything else about the build is in pyproject.toml.
+"""The C library `libtts_kernels` and the Python module `tts_kernels._native` that links to it; all else is in pyproject.toml.
 
-Neither torch nor a GPU is needed to build. Without OpenMP the module runs on one thread. CUDA sources are compiled where nvcc is.
+Both lie in the package, where the module finds the library by a path relative to its own. Neither torch nor a GPU is needed to
+build. Without OpenMP the kernels run on one thread. CUDA sources are compiled where nvcc is.
 """
 
 import glob
@@ -8,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
@@ -15,6 +17,9 @@ from setuptools import setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
+IS_MAC = sys.platform == "darwin"
+PACKAGE = "tts_kernels"
+LIBRARY = f"lib{PACKAGE}"
 FLAGS = ["-O3", "-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-psabi"]
 CUDA_FLAGS = ["-O3", "-std=c++17", "--compiler-options=-fPIC", "--cudart=static", "-Icsrc"]
 CUDA_ARCHITECTURES = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90a,code=sm_90a"]
@@ -26,13 +31,27 @@ class BuildWithHeader(build_py):
     def run(self):
         super().run()
         if not self.editable_mode:
-            folder = os.path.join(self.build_lib, "tts_kernels", "include")
+            folder = os.path.join(self.build_lib, PACKAGE, "include")
             self.mkpath(folder)
             self.copy_file("csrc/kernels.h", folder)
 
 
 class BuildNative(build_ext):
+    """Builds the library, then the module."""
+
+    def get_ext_filename(self, fullname):
+        if fullname.rpartition(".")[2] != LIBRARY:
+            return super().get_ext_filename(fullname)
+        return os.path.join(*fullname.split(".")) + (".dylib" if IS_MAC else ".so")
+
     def build_extension(self, ext):
+        if ext.name.endswith(LIBRARY):
+            self._build_library(ext)
+        else:
+            ext.library_dirs.append(os.path.join(self.build_lib, PACKAGE))
+            super().build_extension(ext)
+
+    def _build_library(self, ext):
         if self._has_openmp():
             ext.extra_compile_args.append("-fopenmp")
             ext.extra_link_args.append("-fopenmp")
@@ -40,7 +59,11 @@ class BuildNative(build_ext):
         nvcc = shutil.which("nvcc")
         if cuda_sources and nvcc:
             self._add_cuda(ext, nvcc, cuda_sources)
+        link_bundle = self.compiler.linker_so_cxx
+        # A Mac's Python loads bundles, and nothing can be linked to a bundle.
+        self.compiler.linker_so_cxx = ["-dynamiclib" if flag == "-bundle" else flag for flag in link_bundle]
         super().build_extension(ext)
+        self.compiler.linker_so_cxx = link_bundle
 
     def _has_openmp(self) -> bool:
         with tempfile.TemporaryDirectory() as folder:
@@ -67,14 +90,24 @@ class BuildNative(build_ext):
         ext.libraries += ["cudart_static", "rt", "dl", "pthread"]
 
 
-native = Pybind11Extension(
-    "tts_kernels._native",
-    sorted(["csrc/bindings.cpp", *glob.glob("csrc/common/*.cpp"), *glob.glob("csrc/cpu/*.cpp")]),
-    depends=sorted(glob.glob("csrc/**/*.h", recursive=True)),
-    include_dirs=["csrc"],
-    cxx_std=17,
-    extra_compile_args=FLAGS,
+def extension(name: str, sources: list[str], **more) -> Pybind11Extension:
+    depends = ["setup.py", *sorted(glob.glob("csrc/**/*.h", recursive=True))]
+    flags = {"cxx_std": 17, "extra_compile_args": list(FLAGS)}
+    return Pybind11Extension(f"{PACKAGE}.{name}", sources, depends=depends, include_dirs=["csrc"], **flags, **more)
+
+
+library = extension(
+    LIBRARY,
+    sorted([*glob.glob("csrc/common/*.cpp"), *glob.glob("csrc/cpu/*.cpp")]),
+    include_pybind11=False,
+    extra_link_args=[f"-Wl,-install_name,@rpath/{LIBRARY}.dylib" if IS_MAC else f"-Wl,-soname,{LIBRARY}.so"],
+)
+module = extension(
+    "_native",
+    ["csrc/bindings.cpp"],
+    libraries=[PACKAGE],
+    extra_link_args=["-Wl,-rpath,@loader_path" if IS_MAC else "-Wl,-rpath,$ORIGIN"],
 )
 
 with ParallelCompile(default=0):
-    setup(ext_modules=[native], cmdclass={"build_ext": BuildNative, "build_py": BuildWithHeader})
+    setup(ext_modules=[library, module], cmdclass={"build_ext": BuildNative, "build_py": BuildWithHeader})

@@ -51,9 +51,11 @@ PYBIND11_MODULE(_native, module) {
   define(module, "append", tts_append);
   define(module, "attend", tts_attend);
   define(module, "plan", tts_plan);
+  define(module, "plan_pages", tts_plan_pages);
   define(module, "score", tts_score);
   define(module, "prune", tts_prune);
   define(module, "fork", tts_fork);
+  define(module, "copy_tails", tts_copy_tails);
   define(module, "sample", tts_sample);
   define(module, "ceiling", tts_ceiling);
 }

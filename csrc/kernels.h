@@ -104,6 +104,16 @@ TTS_API int tts_plan(int64_t B, int64_t X, int64_t P, const int32_t* leaves, con
                      int64_t page_size, int64_t max_items, int64_t max_spans, int32_t* items, int32_t* item_indptr,
                      int32_t* spans, int32_t* needed);
 
+/* The work items of B rows over flat page tables: row b has context[b] tokens, the last of them the tokens
+ * indptr[b]:indptr[b+1] that it adds; token t lies in page page_table[b,t/page_size] at slot t%page_size. Neighbours share the
+ * items of the full pages that lead both tables; new tokens and the last page are their row's alone.
+ *   page_table i32[B,M] with rows page_table_stride apart, read up to the context only; context i32[B] in [0, M*page_size];
+ *   indptr i32[B+1] from 0; outputs as in tts_plan
+ * A row without new tokens reads nothing. Bytes: 4 per entry of a table, and the spans. */
+TTS_API int tts_plan_pages(int64_t B, int64_t M, const int32_t* page_table, int64_t page_table_stride, const int32_t* context,
+                           const int32_t* indptr, int64_t page_size, int64_t max_items, int64_t max_spans, int32_t* items,
+                           int32_t* item_indptr, int32_t* spans, int32_t* needed);
+
 /* Step scores, softmax(head @ hidden + bias)[label] or sigmoid of row `label`, and their running aggregates.
  *   hidden T[N,E] with rows hidden_stride apart, head T[C,E], bias f32[C] nullable, before f32[N,4], out f32[N], running f32[N,4]
  *   with (min, sum of logs, sum, count) per row
@@ -124,6 +134,15 @@ TTS_API int tts_prune(int64_t N, int64_t R, const float* scores, const int32_t* 
  * Bytes: 7*4*C written. Unchecked: `nodes` are distinct and free. */
 TTS_API int tts_fork(int64_t C, int64_t X, const int32_t* parents, const int32_t* nodes, int32_t* parent, int32_t* refs,
                      int32_t* start, int32_t* length, int32_t* first_page, int32_t* last_page);
+
+/* Copy the first counts[n] slots of page sources[n] to page destinations[n] in each of C caches: copy-on-write for branches that
+ * have a page table each.
+ *   sources, destinations i32[N] in [0, P); counts i32[N] in [0, S]; caches: the addresses of C tensors T[P,G,S,D] in place, keys
+ *   and values of all layers, each with pages, heads and slots caches_page, caches_head, caches_slot apart and dense D
+ * Bytes: 2 * sum(counts) * C*G*D * sizeof(T). Unchecked: destinations are distinct and none is a source. */
+TTS_API int tts_copy_tails(int dtype, int64_t N, int64_t C, int64_t G, int64_t D, int64_t P, int64_t S, const int32_t* sources,
+                           const int32_t* destinations, const int32_t* counts, void* const* caches, int64_t caches_page,
+                           int64_t caches_head, int64_t caches_slot);
 
 /* Draw N tokens from R rows of logits, move the stop automaton, take the statistics.
  *   logits f32[R,V]; row i32[N] in [0, R); key, position i64[N]; temperature f32[N] >= 0 (0: greedy); top_k i32[N] (0: off);

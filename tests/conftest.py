@@ -14,6 +14,16 @@ hypothesis.settings.load_profile("quick")
 torch.set_num_threads(1)  # tiny work: a second thread only adds waiting, above all on a busy machine
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--kernel-cases",
+        type=int,
+        default=25,
+        metavar="N",
+        help="random calls of each op in tests/kernels/test_random.py (default 25; a full run takes 20000)",
+    )
+
+
 @pytest.fixture(scope="session")
 def zoo_models():
     """The shipped policy S and model M, loaded once."""

@@ -88,10 +88,44 @@ def plan(
     A row's leaf may be an ancestor of other rows, but its causal item is the row's alone.
     `needed` = (items, spans); where it exceeds a capacity nothing useful was written: call again with larger outputs.
     """
-    found = _items(leaves.tolist(), indptr.tolist(), parent.tolist())
-    table = [_spans(nodes, start, length, first_page, next_page, page_size) for *_, nodes in found]
+    parents = parent.tolist()
+    found = _items([_path(leaf, parents) for leaf in leaves.tolist()], indptr.tolist())
+    table = [_node_spans(nodes, start, length, first_page, next_page, page_size) for *_, nodes in found]
+    _write_plan(found, table, items, item_indptr, spans, needed)
+
+
+@op(
+    "page_table i32[B,M], context i32[B] in 0..M*page_size+1, indptr i32[B+1], page_size int in 1..65537, max_items int,"
+    " max_spans int -> items i32[max_items,3], item_indptr i32[max_items+1], spans i32[max_spans,3], needed i32[2]"
+)
+def plan_pages(page_table, context, indptr, page_size, max_items, max_spans, *, items, item_indptr, spans, needed):
+    """The work items of `attend` for B rows with a flat page table each, as other engines have them.
+
+    Row `b` has `context[b]` tokens, of which the last are the tokens `indptr[b]:indptr[b+1]` of the batch, already in their
+    pages: token t is in page `page_table[b, t // page_size]` at slot `t % page_size`. Entries behind the context are not read.
+    Rows that stand next to each other share the work items of the full pages that lead both tables, so sorted by their tables
+    they read each unique page once. The last page and the pages of new tokens are never shared; a row without new tokens is
+    skipped.
+    `needed` = (items, spans); where it exceeds a capacity nothing useful was written: call again with larger outputs.
+    """
+    rows = zip(page_table.tolist(), context.tolist(), indptr.diff().tolist())
+    paths = [_row_spans(*row, page_size) for row in rows if row[-1] > 0]
+    found = _items(paths, indptr.unique_consecutive().tolist())
+    table = [[span for part in parts for span in part] for *_, parts in found]
+    _write_plan(found, table, items, item_indptr, spans, needed)
+
+
+def _row_spans(pages, num_tokens, num_new, page_size):
+    """The path of a row: the spans of each full page before its new tokens, then those of all the rest."""
+    spans = [(page, 0, min(page_size, num_tokens - i * page_size)) for i, page in enumerate(pages) if i * page_size < num_tokens]
+    num_full = (num_tokens - num_new) // page_size
+    return [[span] for span in spans[:num_full]] + [spans[num_full:]]
+
+
+def _write_plan(found, table, items, item_indptr, spans, needed):
+    """Write the items `found` with their spans, `table`, if there is room for them."""
     needed.copy_(torch.tensor([len(found), sum(map(len, table))]))
-    if len(found) > max_items or needed[1] > max_spans:
+    if len(found) > len(items) or needed[1] > len(spans):
         return
     item_indptr.zero_()
     for i, ((q0, q1, is_leaf, _), rows) in enumerate(zip(found, table)):
@@ -100,18 +134,17 @@ def plan(
         spans[item_indptr[i] : item_indptr[i + 1]] = torch.tensor(rows, dtype=torch.int32).reshape(-1, 3)
 
 
-def _items(leaves, indptr, parent):
-    """[(q0, q1, is_leaf, nodes from the root side)], in the order in which a depth-first walk opens them."""
+def _items(paths, indptr):
+    """[(q0, q1, is_leaf, parts from the root side)] of rows with a path each, in the order in which a walk opens them."""
     items: list = []
-    open_items: list = []  # a stack of [first query, node]
-    for row, leaf in enumerate(leaves):
-        path = _path(leaf, parent)
+    open_items: list = []  # a stack of [first query, part of a path]
+    for row, path in enumerate(paths):
         # A leaf's item is causal, so it is its row's alone, even where the leaf is an ancestor of another row.
         shareable = max(0, min(len(path), len(open_items)) - 1)
         shared = next((i for i in range(shareable) if path[i] != open_items[i][1]), shareable)
         items += _close(open_items, shared, indptr[row])
-        open_items += [[indptr[row], node] for node in path[shared:]]
-    items += _close(open_items, 0, indptr[len(leaves)])
+        open_items += [[indptr[row], part] for part in path[shared:]]
+    items += _close(open_items, 0, indptr[len(paths)])
     return sorted(reversed(items), key=lambda item: item[0])  # of two with the same first query, the outer one closed last
 
 
@@ -127,16 +160,16 @@ def _close(open_items, depth, q1):
     """Pop the stack down to `depth`; levels that opened together close together and become one item."""
     closed, is_leaf = [], True
     while len(open_items) > depth:
-        q0, nodes = open_items[-1][0], []
+        q0, parts = open_items[-1][0], []
         while len(open_items) > depth and open_items[-1][0] == q0:
-            nodes.append(open_items.pop()[1])
+            parts.append(open_items.pop()[1])
         if q0 < q1:
-            closed.append((q0, q1, int(is_leaf), nodes[::-1]))
+            closed.append((q0, q1, int(is_leaf), parts[::-1]))
         is_leaf = False
     return closed
 
 
-def _spans(nodes, start, length, first_page, next_page, page_size):
+def _node_spans(nodes, start, length, first_page, next_page, page_size):
     """[(page, first slot, count)] of a chain of nodes."""
     spans = []
     for node in nodes:

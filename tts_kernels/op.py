@@ -8,6 +8,7 @@ declares the op `segment_max` with the decorated function as its reference imple
     x f32[N,D]           tensor; a dim is a name, a number, or a name plus a number (R+1); a name's first use binds it.
                          N/32 is N in blocks of 32, the last one perhaps partly used; N is bound before
     x T[N]               T is a type variable over f32, f16, bf16: all tensors marked T have the same dtype
+    x T[N]*              a list of one or more tensors of that form
     x? f32[N]            optional, may be None           pool! T[P,S]    written in place
     slots i64[N] in 0..P*S    every value lies in the half-open range (checked on the CPU, where it costs no synchronisation,
                               here or by a backend that says so)
@@ -17,6 +18,9 @@ declares the op `segment_max` with the decorated function as its reference imple
 
 Backends receive the inputs positionally and the outputs by keyword, and fill the outputs; they never allocate them. Outputs are
 row-major.
+
+A tensor may be torch's, a numpy array or anything that speaks DLPack: it is used in place, and never copied on the way. Backends
+see torch tensors.
 """
 
 from __future__ import annotations
@@ -25,10 +29,11 @@ import inspect
 import re
 from collections import namedtuple
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import CodeType
 from typing import Any
 
+import numpy as np
 import torch
 
 DTYPES = {
@@ -42,7 +47,7 @@ DTYPES = {
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 CPU = torch.device("cpu")
 SCALARS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "str": (str,)}
-_ITEM = re.compile(r"(?P<name>\w+)(?P<mark>[?!]?) (?P<type>\w+)(\[(?P<dims>[^\]]*)\])?( in (?P<range>\S+))?")
+_ITEM = re.compile(r"(?P<name>\w+)(?P<mark>[?!]?) (?P<type>\w+)(\[(?P<dims>[^\]]*)\](?P<list>\*)?)?( in (?P<range>\S+))?")
 _DIM = re.compile(r"(?P<name>[A-Za-z_]\w*)?(/(?P<block>\d+))?\+?(?P<number>\d+)?")
 _NO_BUILTINS: dict[str, Any] = {"__builtins__": {}}
 
@@ -60,6 +65,8 @@ class Arg:
     dtype: torch.dtype | None
     """`None` for a scalar and for the type variable."""
     is_tensor: bool
+    element: Arg | None
+    """What each tensor of a list must be; `None` for all else."""
     dims: tuple[tuple[str, int, int], ...]
     """(name or "", block, number): the size is ceil(name / block) + number."""
     bounds: CodeType | None
@@ -74,18 +81,20 @@ def _parse(text: str) -> Arg:
     if match is None:
         raise SyntaxError(f"not an item of an op signature: {text!r}")
     low, dots, high = (match["range"] or "").partition("..")
-    return Arg(
+    arg = Arg(
         text=text,
         name=match["name"],
         type=match["type"],
         dtype=DTYPES.get(match["type"]),
         is_tensor=match["dims"] is not None,
+        element=None,
         dims=tuple(_parse_dim(d.strip(), text) for d in (match["dims"] or "").split(",") if match["dims"]),
         bounds=compile(f"{low}, {high}", text, "eval") if dots else None,
         choices=tuple(low.split("|")) if low and not dots else (),
         is_optional=match["mark"] == "?",
         is_mutated=match["mark"] == "!",
     )
+    return replace(arg, is_tensor=False, element=arg) if match["list"] else arg
 
 
 def _parse_dim(dim: str, text: str) -> tuple[str, int, int]:
@@ -103,6 +112,15 @@ def _split(text: str) -> list[Arg]:
 def _value(code: CodeType, dims: dict[str, int]) -> Any:
     # Signature strings are constants of this package's source, never input.
     return eval(code, _NO_BUILTINS, dims)
+
+
+def _as_tensor(array: Any) -> torch.Tensor:
+    """A tensor over the memory of a numpy array or of what speaks DLPack, which takes read-only memory without a warning."""
+    if isinstance(array, np.ndarray) and array.flags.writeable:
+        return torch.from_numpy(array)
+    if min(getattr(array, "strides", None) or (0,)) < 0:  # from_dlpack would end the process
+        raise ValueError("it has negative strides")
+    return torch.from_dlpack(array)
 
 
 @dataclass(frozen=True)
@@ -130,7 +148,10 @@ class Backend:
 
 
 class Op:
-    """A callable contract. `op(*inputs, out=None, backend=None)` validates, allocates, dispatches and returns the outputs."""
+    """A callable contract. `op(*inputs, out=None, backend=None)` validates, allocates, dispatches and returns the outputs.
+
+    The outputs are new tensors of torch, or what `out=` gave: one tensor or array, or a sequence of them.
+    """
 
     def __init__(self, signature: str, reference: Callable[..., None]):
         head, _, condition = signature.partition(" where ")
@@ -159,18 +180,22 @@ class Op:
     def __call__(self, *args: Any, out: Any = None, backend: str | None = None, **named: Any) -> Any:
         values = self._bind(args, named)
         dims = {"": 0}  # a dim without a name is its number
-        dtype, device = self._check(self.inputs, values, dims, None, None)
+        values, dtype, device = self._check(self.inputs, values, dims, None, None)
         for text, code in self.conditions:
             if not _value(code, dims):
                 raise ValueError(f"{self.name}: {text} does not hold for { ({k: v for k, v in dims.items() if k}) }")
         chosen = self.choose("cpu" if device is CPU else device.type, dtype, backend)
         if device is CPU and not chosen.checks_values:
             self._check_values(values, dims)
-        outputs = self._allocate(dims, dtype, device) if out is None else self._given(out, dims, dtype, device)
+        if out is None:
+            given = outputs = self._allocate(dims, dtype, device)
+        else:
+            given = out if isinstance(out, (tuple, list)) else (out,)
+            outputs = self._check_given(given, dims, dtype, device)
         chosen.fn(*values, **dict(zip(self._output_names, outputs)))
         if self.result is not None:
-            return self.result._make(outputs)
-        return outputs[0] if outputs else None
+            return self.result._make(given)
+        return given[0] if given else None
 
     def choose(self, device: str, dtype: torch.dtype | None = None, backend: str | None = None) -> Backend:
         """The backend a call would use: the last registered one that can, or exactly `backend`, which never falls back."""
@@ -217,15 +242,20 @@ class Op:
         return values
 
     def _check(self, items, values, dims: dict[str, int], dtype, device):
-        """Check types, devices and shapes in order, bind `dims`, and return what the type variable and the device are."""
+        """Check types, devices and shapes in order, bind `dims`, and return the values, all tensors torch's by then, and what
+        the type variable and the device are."""
         for arg, value in zip(items, values):
             if not arg.is_tensor:
-                self._check_scalar(arg, value, dims)
+                if arg.element is None:
+                    self._check_scalar(arg, value, dims)
+                else:
+                    checked, dtype, device = self._check_list(arg, value, dims, dtype, device)
+                    values = [checked if x is value else x for x in values]
                 continue
             if value is None and arg.is_optional:
                 continue
             if not isinstance(value, torch.Tensor):
-                raise TypeError(f"{self.name}: {arg.name} must be a tensor {arg.text!r}, got {type(value).__name__}")
+                return self._check(items, self._adopt(items, values), dims, dtype, device)
             if value.dtype is not (arg.dtype or dtype):
                 dtype = self._bind_dtype(arg, value, dtype)
             if not (value.is_cpu and device is CPU) and value.device != device:
@@ -240,7 +270,31 @@ class Op:
                     dims[name] = size - number
                 elif size != -(-dims.get(name, 0) // block) + number:
                     self._reject_shape(arg, (name, block, number), shape, dims)
-        return dtype, device
+        return values, dtype, device
+
+    def _adopt(self, items: Sequence[Arg], values: Sequence[Any]) -> list:
+        """The values, with a tensor of torch over the memory of each array that is none."""
+        adopted = list(values)
+        for i, (arg, value) in enumerate(zip(items, values)):
+            if not arg.is_tensor or isinstance(value, torch.Tensor) or (value is None and arg.is_optional):
+                continue
+            if not hasattr(value, "__dlpack__"):
+                raise TypeError(f"{self.name}: {arg.name} must be a tensor {arg.text!r}, got {type(value).__name__}")
+            is_written = arg.is_mutated or items is self.outputs
+            if is_written and isinstance(value, np.ndarray) and not value.flags.writeable:
+                raise ValueError(f"{self.name}: {arg.name} is written in place and must be writeable, got a read-only array")
+            try:
+                adopted[i] = _as_tensor(value)
+            except (TypeError, ValueError, RuntimeError, BufferError) as error:
+                raise TypeError(f"{self.name}: {arg.name} cannot be used as a tensor in place: {error}") from error
+        return adopted
+
+    def _check_list(self, arg: Arg, value: Any, dims: dict[str, int], dtype, device):
+        if not isinstance(value, (list, tuple)):
+            raise TypeError(f"{self.name}: {arg.name} must be a list of tensors {arg.text!r}, got {type(value).__name__}")
+        if not value:
+            raise ValueError(f"{self.name}: {arg.name} ({arg.text!r}) must hold at least one tensor, got none")
+        return self._check([arg.element] * len(value), value, dims, dtype, device)
 
     def _check_scalar(self, arg: Arg, value: Any, dims: dict[str, int]) -> None:
         if not isinstance(value, SCALARS[arg.type]) or isinstance(value, bool):
@@ -281,21 +335,33 @@ class Op:
                 if least < low or most >= high:
                     raise ValueError(f"{self.name}: values of {arg.name} must be in [{low}, {high}), got [{least}, {most}]")
 
-    def _allocate(self, dims: dict[str, int], dtype, device) -> list[torch.Tensor]:
+    def empty_outputs(self, *values: Any) -> Sequence[torch.Tensor]:
+        """Unfilled outputs as a call with these inputs would make them. Nothing is checked, and sizes may be symbolic."""
+        dims = {"": 0}
+        dtype = device = None
+        for arg, value in zip(self.inputs, values):
+            if arg.type == "int":
+                dims[arg.name] = value
+            for tensor in value if arg.element else [value] if isinstance(value, torch.Tensor) else []:
+                dtype, device = dtype if arg.dtype else tensor.dtype, tensor.device
+                for (name, _, number), size in zip(arg.dims, tensor.shape):
+                    dims.setdefault(name, size - number)
+        return self._allocate(dims, dtype, device)
+
+    def _allocate(self, dims: dict[str, int], dtype, device) -> Sequence[torch.Tensor]:
         return [
             torch.empty([-(-dims[name] // block) + n for name, block, n in a.dims], dtype=a.dtype or dtype, device=device)
             for a in self.outputs
         ]
 
-    def _given(self, out: Any, dims: dict[str, int], dtype, device) -> Sequence[torch.Tensor]:
-        given = (out,) if isinstance(out, torch.Tensor) else tuple(out)
+    def _check_given(self, given: Sequence[Any], dims: dict[str, int], dtype, device) -> Sequence[torch.Tensor]:
         if len(given) != len(self.outputs):
             raise TypeError(f"{self.name}: out= must hold {len(self.outputs)} tensors, got {len(given)}")
-        self._check(self.outputs, given, dims, dtype, device)
-        for arg, tensor in zip(self.outputs, given):
+        outputs, _, _ = self._check(self.outputs, given, dims, dtype, device)
+        for arg, tensor in zip(self.outputs, outputs):
             if not tensor.is_contiguous():
                 raise ValueError(f"{self.name}: out= {arg.name} must be contiguous, got strides {tensor.stride()}")
-        return given
+        return outputs
 
 
 def op(signature: str) -> Callable[[Callable[..., None]], Op]:

@@ -15,6 +15,7 @@
 #define TTS_INLINE inline __attribute__((always_inline))
 #define TTS_INLINE_LAMBDA __attribute__((always_inline))
 #if defined(__x86_64__) && defined(__gnu_linux__) && (defined(__clang__) ? __clang_major__ >= 17 : __GNUC__ >= 12)
+#define TTS_X86_LEVELS 1
 #define TTS_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 // void name(parameters), which runs name_for<W>(arguments) with the W of the machine.
 #define TTS_PER_WIDTH(name, parameters, arguments)                                                             \

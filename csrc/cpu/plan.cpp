@@ -9,6 +9,7 @@
 
 #include "common/check.h"
 #include "common/threads.h"
+#include "cpu/work_items.h"
 
 namespace tts {
 namespace {
@@ -23,21 +24,14 @@ struct OpenNode {
   int32_t row;  // the first row of the run under it
 };
 
-struct ClosedItem {
-  int32_t q0, q1, is_causal;
-  int32_t first_node, last_node;  // into Planner::nodes, leaf side first
-  int32_t next;                   // the item closed before it under the same first row, -1 at the end
-};
-
 class Planner {
  public:
   void run(const Nodes& table, int64_t B, const int32_t* leaves, const int32_t* indptr) {
     parent_ = table.parent;
     indptr_ = indptr;
     open_.clear();
-    items.clear();
     nodes.clear();
-    newest.assign(static_cast<size_t>(B), -1);
+    items.start(B);
     if (static_cast<int64_t>(depth_.size()) < table.X) depth_.resize(static_cast<size_t>(table.X), 0);
     for (int64_t row = 0; row < B; ++row) {
       const size_t shared = walk_up(leaves[row], table.X);
@@ -47,9 +41,8 @@ class Planner {
     close(0, B);
   }
 
-  std::vector<ClosedItem> items;
-  std::vector<int32_t> nodes;
-  std::vector<int32_t> newest;  // per row, the item closed last among those that begin with it: the one nearest to the root
+  WorkItems items;             // first and last are into `nodes`
+  std::vector<int32_t> nodes;  // of each item, leaf side first
 
  private:
   // Fills `own_` with the nodes from the leaf up to the first open one, and returns how many open nodes the row shares. The leaf
@@ -81,10 +74,7 @@ class Planner {
         nodes.push_back(open_.back().node);
         row = open_.back().row;
       }
-      if (q0 < q1) {
-        items.push_back({q0, q1, is_causal, first_node, static_cast<int32_t>(nodes.size()), newest[static_cast<size_t>(row)]});
-        newest[static_cast<size_t>(row)] = static_cast<int32_t>(items.size()) - 1;
-      }
+      if (q0 < q1) items.close({q0, q1, is_causal, row, first_node, static_cast<int32_t>(nodes.size()), -1});
       is_causal = 0;
     }
   }
@@ -103,11 +93,7 @@ int64_t write_spans(const Nodes& t, int32_t node, int32_t* spans, int64_t room) 
   for (; left > 0; page = t.next_page[page], first = 0, ++count) {
     check_range("plan: a page of a node", page, 0, t.P);
     const int64_t tokens = std::min(left, t.page_size - first);
-    if (count < room) {
-      spans[count * 3] = static_cast<int32_t>(page);
-      spans[count * 3 + 1] = static_cast<int32_t>(first);
-      spans[count * 3 + 2] = static_cast<int32_t>(tokens);
-    }
+    if (count < room) write_span(spans + count * 3, page, first, tokens);
     left -= tokens;
   }
   return count;
@@ -128,22 +114,12 @@ int tts_plan(int64_t B, int64_t X, int64_t P, const int32_t* leaves, const int32
     Planner& planner = thread_owned<Planner>();
     const Nodes table{X, P, page_size, parent, start, length, first_page, next_page};
     planner.run(table, B, leaves, indptr);
-    const bool has_room = static_cast<int64_t>(planner.items.size()) <= max_items;
-    int64_t w = 0, num_spans = 0;
-    item_indptr[0] = 0;
-    for (int64_t row = 0; row < B; ++row)
-      for (int32_t i = planner.newest[static_cast<size_t>(row)]; i != -1; i = planner.items[static_cast<size_t>(i)].next, ++w) {
-        const ClosedItem& item = planner.items[static_cast<size_t>(i)];
-        for (int32_t n = item.last_node; n-- > item.first_node;)
-          num_spans += write_spans(table, planner.nodes[static_cast<size_t>(n)], spans + num_spans * 3, max_spans - num_spans);
-        check_range("plan: number of spans", num_spans, 0, INT32_MAX);
-        if (!has_room) continue;
-        items[w * 3] = item.q0;
-        items[w * 3 + 1] = item.q1;
-        items[w * 3 + 2] = item.is_causal;
-        item_indptr[w + 1] = static_cast<int32_t>(num_spans);
-      }
-    needed[0] = static_cast<int32_t>(planner.items.size());
-    needed[1] = static_cast<int32_t>(num_spans);
+    planner.items.write({max_items, max_spans, items, item_indptr, spans, needed},
+                        [&](const WorkItem& item, int32_t* to, int64_t room) {
+                          int64_t count = 0;
+                          for (int32_t n = item.last; n-- > item.first;)
+                            count += write_spans(table, planner.nodes[static_cast<size_t>(n)], to + count * 3, room - count);
+                          return count;
+                        });
   });
 }

@@ -1,93 +1,25 @@
 // prune: how many children each row of a segment gets, for many segments at once.
 //
-// A task is one segment of n rows: it reads n scores, sorts n 64-bit keys (score descending, then row ascending) and writes n
-// widths. Invariant: rows whose score is not finite have no key, so they never enter; the order of all sums is that of the ranks,
-// the arithmetic double, as in the reference. The fork plan is then written in row order.
+// A task is one segment of n rows: it reads n scores, ranks them (score descending, then row ascending) and writes n widths.
+// Invariant: rows whose score is not finite have no rank, so they never enter; the order of all sums is that of the ranks, the
+// arithmetic double, as in the reference. The fork plan is then written in row order.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "common/check.h"
 #include "common/philox.h"
+#include "common/simd.h"
 #include "common/threads.h"
 
 namespace tts {
 namespace {
 
 constexpr int64_t kParallelRows = 1 << 11;  // rows below which a second thread costs more than it saves
-constexpr int64_t kRadixKeys = 128;         // keys from which on digits are faster than comparisons
-
-// Ascending keys are descending scores, ties by ascending row.
-uint64_t rank_key(float score, int64_t row) {
-  uint32_t bits;
-  const float value = score + 0.0f;  // -0 ties with +0
-  std::memcpy(&bits, &value, sizeof(bits));
-  const uint32_t descending = bits & 0x80000000u ? bits : ~bits & 0x7FFFFFFFu;
-  return uint64_t{descending} << 32 | static_cast<uint32_t>(row);
-}
-
-// Sorts ascending by the upper half of the keys; the order of the lower halves, the rows, is kept. Digit by digit of 8 bits, so
-// without the mispredicted branches of comparisons, which win on few keys only.
-void sort_keys(uint64_t* keys, uint64_t* spare, int64_t count) {
-  if (count < kRadixKeys) {
-    std::sort(keys, keys + count);
-    return;
-  }
-  for (int shift = 32; shift < 64; shift += 8) {
-    int64_t next[257] = {};
-    for (int64_t i = 0; i < count; ++i) ++next[(keys[i] >> shift & 255) + 1];
-    for (int digit = 0; digit < 256; ++digit) next[digit + 1] += next[digit];
-    for (int64_t i = 0; i < count; ++i) spare[next[keys[i] >> shift & 255]++] = keys[i];
-    std::swap(keys, spare);  // four passes end where they began
-  }
-}
-
-// One segment. Arrays are by rank, `count` of them.
-struct Ranked {
-  const float* scores;  // by row
-  int32_t* widths;      // by row
-  const uint64_t* keys;
-  double* weights;
-  int64_t count;
-
-  int64_t row(int64_t rank) const { return static_cast<uint32_t>(keys[rank]); }
-  int32_t& width(int64_t rank) const { return widths[row(rank)]; }
-
-  void weigh(double temperature) const {
-    const double best = scores[row(0)];
-    for (int64_t i = 0; i < count; ++i) weights[i] = std::exp((scores[row(i)] - best) / temperature);
-  }
-};
-
-void share_top(const Ranked& s, int64_t total, int64_t keep) {
-  const int64_t kept = std::max<int64_t>(1, std::min({keep, total, s.count}));
-  for (int64_t i = 0; i < kept; ++i) s.width(i) = static_cast<int32_t>(total / kept + (i < total % kept));
-}
-
-// REBASE: rank i gets ceil(left * weight_i / sum of the weights from i on).
-void share_softmax(const Ranked& s, int64_t total, double* rest) {
-  double sum = 0.0;
-  for (int64_t i = s.count; i-- > 0;) rest[i] = sum += s.weights[i];
-  for (int64_t i = 0, left = total; left > 0; ++i) {
-    // 1e-12 keeps an exact share from being rounded up by the division's last bit.
-    const double share = std::ceil(static_cast<double>(left) * s.weights[i] / rest[i] - 1e-12);
-    s.width(i) = static_cast<int32_t>(std::min<double>(static_cast<double>(left), share));
-    left -= s.width(i);
-  }
-}
-
-// Rank i is drawn where cumulative(i-1) <= draw < cumulative(i), the weights normalised.
-void share_draws(const Ranked& s, int64_t total, int64_t key, bool is_systematic, double* cumulative) {
-  double normalizer = 0.0, reached = 0.0;
-  for (int64_t i = 0; i < s.count; ++i) normalizer += s.weights[i];
-  for (int64_t i = 0; i < s.count; ++i) cumulative[i] = reached += s.weights[i] / normalizer;
-  const double first = uniform(key, 0);
-  for (int64_t i = 0; i < total; ++i) {
-    const double draw = is_systematic ? (static_cast<double>(i) + first) / static_cast<double>(total) : uniform(key, i);
-    const int64_t rank = std::upper_bound(cumulative, cumulative + s.count, draw) - cumulative;
-    ++s.width(std::min(rank, s.count - 1));
-  }
-}
+constexpr int64_t kCounted = 64;            // keys up to which comparing all with all is faster than digits
+constexpr int kDigits = 4;
+constexpr int64_t kWidth = 8;  // children that one store writes
 
 struct Prune {
   const float* scores;
@@ -98,20 +30,149 @@ struct Prune {
   int32_t *widths, *counts;
 };
 
-// `keys`, `weights` and `sums` have room for the rows of the segment.
-void prune_segment(const Prune& p, int64_t r, uint64_t* keys, double* weights, double* sums) {
+// One segment, and a thread's memory for the largest one.
+struct Segment {
+  static int64_t bytes(int64_t rows) { return (rows + 2 * kLanes) / kLanes * kLanes * 48; }
+
+  Segment(void* memory, int64_t rows) {
+    const int64_t room = (rows + 2 * kLanes) / kLanes * kLanes;
+    pairs = static_cast<uint64_t*>(memory);
+    spare = pairs + room;
+    weights = reinterpret_cast<double*>(spare + room);
+    sums = weights + room;
+    keys = reinterpret_cast<uint32_t*>(sums + room);
+    rows_by_key = reinterpret_cast<int32_t*>(keys + room);
+    rows_by_rank = rows_by_key + room;
+  }
+
+  uint64_t *pairs, *spare;
+  double *weights, *sums;  // by rank
+  uint32_t* keys;
+  int32_t *rows_by_key, *rows_by_rank;
+  int64_t count = 0;  // of rows with a finite score
+};
+
+// Ascending keys are descending scores.
+TTS_INLINE uint32_t descending(float score) {
+  const auto bits = bit_cast<uint32_t>(score + 0.0f);  // -0 ties with +0
+  return bits & 0x80000000u ? bits : ~bits & 0x7FFFFFFFu;
+}
+
+void collect_keys(const float* scores, int64_t begin, int64_t end, Segment& s) {
+  s.count = 0;
+  for (int64_t row = begin; row < end; ++row) {
+    s.keys[s.count] = descending(scores[row]);
+    s.rows_by_key[s.count] = static_cast<int32_t>(row);
+    s.count += (bit_cast<uint32_t>(scores[row]) & 0x7F800000u) != 0x7F800000u;
+  }
+}
+
+// A key's rank is the number of keys before it: all are compared with all, sixteen at a time and without a branch.
+TTS_CLONES void rank_by_counting(const Segment& s) {
+  const U32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  for (int64_t i = 0; i < s.count; i += kLanes) {
+    U32x16 key, rank = {};
+    std::memcpy(&key, s.keys + i, sizeof(key));
+    const U32x16 next = key + 1;  // finite scores have keys below 2^32 - 1
+    for (int64_t j = 0; j < s.count; ++j) {
+      const U32x16 bound = static_cast<uint32_t>(j) < lane + static_cast<uint32_t>(i) ? next : key;  // ties by row
+      rank += s.keys[j] < bound ? U32x16{} + 1u : U32x16{};
+    }
+    uint32_t ranks[kLanes];
+    std::memcpy(ranks, &rank, sizeof(rank));
+    for (int64_t j = 0; j < std::min<int64_t>(kLanes, s.count - i); ++j) s.rows_by_rank[ranks[j]] = s.rows_by_key[i + j];
+  }
+}
+
+// Digit by digit of 8 bits from the last, all digits counted in one pass; a digit that all keys share is skipped.
+void rank_by_digits(const Segment& s) {
+  int32_t next[kDigits][256] = {};
+  for (int64_t i = 0; i < s.count; ++i) {
+    s.pairs[i] = uint64_t{s.keys[i]} << 32 | static_cast<uint32_t>(s.rows_by_key[i]);
+    for (int digit = 0; digit < kDigits; ++digit) ++next[digit][s.keys[i] >> 8 * digit & 255];
+  }
+  uint64_t *from = s.pairs, *to = s.spare;
+  for (int digit = 0; digit < kDigits; ++digit) {
+    const int shift = 32 + 8 * digit;
+    if (next[digit][from[0] >> shift & 255] == s.count) continue;
+    int32_t before = 0;
+    for (int32_t& first : next[digit]) before += std::exchange(first, before);
+    for (int64_t i = 0; i < s.count; ++i) to[next[digit][from[i] >> shift & 255]++] = from[i];
+    std::swap(from, to);
+  }
+  for (int64_t i = 0; i < s.count; ++i) s.rows_by_rank[i] = static_cast<int32_t>(from[i]);
+}
+
+void weigh(const Prune& p, const Segment& s) {
+  const double best = p.scores[s.rows_by_rank[0]];
+  for (int64_t i = 0; i < s.count; ++i) s.weights[i] = (p.scores[s.rows_by_rank[i]] - best) / p.temperature;
+  for (int64_t i = 0; i < s.count; ++i) s.weights[i] = std::exp(s.weights[i]);
+}
+
+void share_top(const Prune& p, const Segment& s, int64_t total, int64_t keep) {
+  const int64_t kept = std::max<int64_t>(1, std::min({keep, total, s.count}));
+  const int64_t share = total / kept, remainder = total % kept;
+  for (int64_t i = 0; i < kept; ++i) p.widths[s.rows_by_rank[i]] = static_cast<int32_t>(share + (i < remainder));
+}
+
+// REBASE: rank i gets ceil(left * weight_i / sum of the weights from i on).
+void share_softmax(const Prune& p, const Segment& s, int64_t total) {
+  double sum = 0.0;
+  for (int64_t i = s.count; i-- > 0;) s.sums[i] = sum += s.weights[i];
+  for (int64_t i = 0; i < s.count; ++i) s.weights[i] /= s.sums[i];  // here, where no division waits for the one before
+  for (int64_t i = 0, left = total; left > 0; ++i) {
+    // 1e-12 keeps an exact share from being rounded up by the division's last bit.
+    const double share = static_cast<double>(left) * s.weights[i] - 1e-12;
+    auto width = static_cast<int64_t>(share);
+    width = std::min(left, width + (static_cast<double>(width) < share));
+    p.widths[s.rows_by_rank[i]] = static_cast<int32_t>(width);
+    left -= width;
+  }
+}
+
+// Rank i is drawn where cumulative(i-1) <= draw < cumulative(i), the weights normalised.
+void share_draws(const Prune& p, const Segment& s, int64_t total, int64_t key) {
+  double normalizer = 0.0, reached = 0.0;
+  for (int64_t i = 0; i < s.count; ++i) normalizer += s.weights[i];
+  for (int64_t i = 0; i < s.count; ++i) s.weights[i] /= normalizer;
+  for (int64_t i = 0; i < s.count; ++i) s.sums[i] = reached += s.weights[i];
+  const double first = uniform(key, 0);
+  for (int64_t i = 0; i < total; ++i) {
+    const double draw =
+        p.rule == TTS_SYSTEMATIC ? (static_cast<double>(i) + first) / static_cast<double>(total) : uniform(key, i);
+    const int64_t rank = std::upper_bound(s.sums, s.sums + s.count, draw) - s.sums;
+    ++p.widths[s.rows_by_rank[std::min(rank, s.count - 1)]];
+  }
+}
+
+void prune_segment(const Prune& p, int64_t r, Segment& s) {
   const int64_t begin = p.indptr[r], end = p.indptr[r + 1], total = p.total[r];
-  int64_t count = 0;
-  for (int64_t row = begin; row < end; ++row)
-    if (std::isfinite(p.scores[row])) keys[count++] = rank_key(p.scores[row], row);
-  p.counts[r] = count == 0 ? 0 : static_cast<int32_t>(total);
+  std::fill(p.widths + begin, p.widths + end, 0);
+  collect_keys(p.scores, begin, end, s);
+  p.counts[r] = s.count == 0 ? 0 : static_cast<int32_t>(total);
   if (p.counts[r] == 0) return;
-  sort_keys(keys, reinterpret_cast<uint64_t*>(sums), count);
-  const Ranked ranked{p.scores, p.widths, keys, weights, count};
-  if (p.rule == TTS_TOP) return share_top(ranked, total, p.keep[r]);
-  ranked.weigh(p.temperature);
-  if (p.rule == TTS_SOFTMAX) return share_softmax(ranked, total, sums);
-  share_draws(ranked, total, p.keys[r], p.rule == TTS_SYSTEMATIC, sums);
+  s.count <= kCounted ? rank_by_counting(s) : rank_by_digits(s);
+  if (p.rule == TTS_TOP) return share_top(p, s, total, p.keep[r]);
+  weigh(p, s);
+  if (p.rule == TTS_SOFTMAX) return share_softmax(p, s, total);
+  share_draws(p, s, total, p.keys[r]);
+}
+
+// parents = the row of each child. Each row is stored eight times at once, whatever its width: the next row overwrites the rest.
+void write_parents(const int32_t* widths, int64_t N, int32_t* parents, int64_t capacity) {
+  typedef int32_t I32x8 __attribute__((vector_size(32)));
+  int32_t *child = parents, *const end = parents + capacity;
+  for (int64_t row = 0; row < N; ++row) {
+    const auto value = static_cast<int32_t>(row);
+    if (widths[row] <= kWidth && end - child >= kWidth) {
+      const I32x8 eight = I32x8{} + value;
+      std::memcpy(child, &eight, sizeof(eight));
+    } else {
+      std::fill_n(child, widths[row], value);
+    }
+    child += widths[row];
+  }
+  std::fill(child, end, -1);
 }
 
 }  // namespace
@@ -127,21 +188,24 @@ int tts_prune(int64_t N, int64_t R, const float* scores, const int32_t* indptr, 
     check_indptr("prune: values of indptr", indptr, R, N);
     check_values("prune: values of total", total, R, 0, capacity + 1);
     check(rule == TTS_TOP || temperature > 0, "prune: temperature must be > 0, got " + std::to_string(temperature));
-    check(rule == TTS_TOP || rule == TTS_SOFTMAX || keys != nullptr,
+    check(R == 0 || rule == TTS_TOP || rule == TTS_SOFTMAX || keys != nullptr,
           "prune: rules systematic and multinomial draw and need keys");
-    Scratch& scratch = thread_owned<Scratch>();
-    auto* ranked = static_cast<uint64_t*>(scratch.take(N * 24));
-    auto* weights = reinterpret_cast<double*>(ranked + N);
+    int64_t most = 0;
+    for (int64_t r = 0; r < R; ++r) most = std::max<int64_t>(most, indptr[r + 1] - indptr[r]);
+    const int threads = N > kParallelRows ? max_threads() : 1;
+    char* memory = static_cast<char*>(thread_owned<Scratch>().take(threads * Segment::bytes(most)));
     const Prune p{scores, indptr, total, keep, keys, rule, temperature, widths, counts};
-    std::fill_n(widths, N, 0);
-#pragma omp parallel for schedule(dynamic, 8) if (N > kParallelRows)
-    for (int64_t r = 0; r < R; ++r) prune_segment(p, r, ranked + indptr[r], weights + indptr[r], weights + N + indptr[r]);
+    std::fill(widths + indptr[R], widths + N, 0);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+      Segment segment(memory + thread_index() * Segment::bytes(most), most);
+#pragma omp for schedule(dynamic, 8)
+      for (int64_t r = 0; r < R; ++r) prune_segment(p, r, segment);
+    }
     int64_t children = 0;
     for (int64_t r = 0; r < R; ++r) children += counts[r];
     check(children <= capacity,
           "prune: " + std::to_string(children) + " children do not fit the capacity of " + std::to_string(capacity));
-    int32_t* child = parents;
-    for (int64_t row = 0; row < N; ++row) child = std::fill_n(child, widths[row], static_cast<int32_t>(row));
-    std::fill(child, parents + capacity, -1);
+    write_parents(widths, N, parents, capacity);
   });
 }

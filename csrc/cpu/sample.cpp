@@ -1,26 +1,38 @@
 // sample: draws tokens from rows of logits by inverse transform, moves the stop automaton, takes the statistics.
 //
-// A task is a run of draws. A row's first draw reads its V logits and leaves e^((logit - max) / temperature) with the sums of
-// fixed blocks of 256 tokens in scratch memory; siblings that follow walk the block sums and one block only. Invariant: sums run
-// over ids in order, blocks in order, in double; nothing depends on which draws share a task.
+// A task is a run of draws. A row's first draw reads its V logits once, in blocks of 256 tokens, and keeps for each of a block's
+// 16 lanes the largest logit and the sum of e^((logit - largest) / temperature): 3/16 of the row's bytes, in cache. A draw finds
+// its block by the cumulative sums and computes the weights of that block again. Filters read the row once more, from cache, and
+// leave a list of (weight, id). Invariant: sums run over fixed blocks in order, blocks in double; nothing depends on which draws
+// share a task.
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
+#include <functional>
 
 #include "common/check.h"
 #include "common/philox.h"
 #include "common/simd.h"
 #include "common/threads.h"
 
+#if defined(__x86_64__) && defined(__gnu_linux__)
+#include <immintrin.h>
+#endif
+
 namespace tts {
 namespace {
 
 constexpr int64_t kBlock = 256;
-constexpr int64_t kBuckets = (0x3F800000 >> 20) + 1;  // of values in [0, 1] by exponent and 3 bits: 8 per octave
-constexpr int64_t kParallelWork = 1 << 13;            // logits below which a second thread costs more than it saves
-constexpr int64_t kTopTokens = 20;                    // of `confidence`
+constexpr int kChains = 4;                  // independent maxima and sums: hides the latency of dependent steps
+constexpr int64_t kAhead = 4096;            // bytes of the row that are on their way from DRAM
+constexpr int64_t kFew = 128;               // candidates that are sorted rather than halved once more
+constexpr int64_t kLeastSample = 1024;      // weights that estimate a distribution
+constexpr double kCaution = 0.8;            // of an estimate, so that it rarely excludes what is kept
+constexpr int64_t kParallelWork = 1 << 13;  // logits below which a second thread costs more than it saves
+constexpr int64_t kTopTokens = 20;          // of `confidence`
 constexpr int32_t kStateMask = (1 << 24) - 1;
 constexpr float kLog2E = 1.44269504088896341f;
+constexpr float kLeastWeight = 2 * FLT_MIN;  // less is 0 or might be
 
 struct Sample {
   int64_t R, V, N, A;
@@ -38,33 +50,6 @@ struct Sample {
   float *confidence, *certainty;
 };
 
-// The largest finite logit and its lowest id. Not valid: a row with a NaN or +inf, or without a finite logit.
-struct Peak {
-  float value;
-  int64_t id;
-  bool is_valid;
-};
-
-TTS_CLONES Peak find_peak(const float* logits, int64_t V) {
-  F32x16 most = splat(-INFINITY);
-  I32x16 is_clean = most == most;
-  int64_t i = 0;
-  for (; i + kLanes <= V; i += kLanes) {
-    const F32x16 value = load<kLanes>(logits + i);
-    is_clean &= value < INFINITY;  // false for NaN
-    most = larger(value, most);
-  }
-  Peak peak{max_lanes(most), 0, true};
-  for (int lane = 0; lane < kLanes; ++lane) peak.is_valid &= is_clean[lane] != 0;
-  for (; i < V; ++i) {
-    peak.is_valid &= logits[i] < INFINITY;
-    peak.value = logits[i] > peak.value ? logits[i] : peak.value;
-  }
-  peak.is_valid &= peak.value > -INFINITY;
-  while (peak.is_valid && logits[peak.id] != peak.value) ++peak.id;
-  return peak;
-}
-
 int64_t argmax_of_finite(const float* logits, int64_t V) {
   int64_t best = 0;
   for (int64_t i = 0; i < V; ++i)
@@ -78,76 +63,297 @@ TTS_INLINE F64x8 sum_halves(F32x16 value) {
   return __builtin_convertvector(low, F64x8) + __builtin_convertvector(high, F64x8);
 }
 
-// The sum of each block of 256 weights, and of all blocks in order.
-TTS_CLONES double sum_blocks(const float* weights, int64_t V, double* block_sums) {
+TTS_INLINE double sum_lanes(F64x8 lanes) {
+  return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+}
+
+// ---- one pass over a row
+
+// 2^(factor * x) for x <= 0; 0 from `least` = -126 / factor down, NaN for NaN. The product is part of two sums, so four
+// operations less than exp2(factor * x): this is what bounds a plain draw.
+TTS_INLINE F32x16 exp2_product(F32x16 x, float factor, float least) {
+  const float kShift = 0x1.8p23f + 127;  // adding it leaves round(factor * x) + 127 in the low bits
+  const F32x16 shifted = x * factor + kShift, f = x * factor - (shifted - kShift);
+  F32x16 poly = f * 0x1.41fbc6p-13f + 0x1.5f3e54p-10f;
+  poly = poly * f + 0x1.3b2d4cp-7f;
+  poly = poly * f + 0x1.c6aee8p-5f;
+  poly = poly * f + 0x1.ebfbdcp-3f;
+  poly = poly * f + 0x1.62e430p-1f;
+  poly = poly * f + 1.0f;
+  return x <= least ? F32x16{} : poly * bit_cast<F32x16>(bit_cast<U32x16>(shifted) << 23);
+}
+
+// most = the largest logit of each lane of a block, sums[f] = the sums of 2^(factors[f] * (logit - most)), both per lane: nothing
+// overflows, and lanes without a finite logit have sum 0. NaN and +inf make NaN sums. Returns the sums of the logits.
+template <int FACTORS>
+TTS_INLINE F32x16 sum_block(const float* logits, const float* factors, F32x16* most, F32x16* const* sums) {
+  F32x16 tops[kChains], logit_sums[kChains] = {}, sum[FACTORS] = {};
+  for (F32x16& top : tops) top = splat(-FLT_MAX);
+  for (int64_t i = 0; i < kBlock; i += kChains * kLanes)
+#pragma GCC unroll 4
+    for (int j = 0; j < kChains; ++j) {
+      const F32x16 value = load<kLanes>(logits + i + j * kLanes);
+      tops[j] = larger(value, tops[j]);
+      logit_sums[j] += value;
+    }
+  const F32x16 largest = larger(larger(tops[0], tops[1]), larger(tops[2], tops[3]));
+  for (int64_t i = 0; i < kBlock; i += kLanes) {
+    __builtin_prefetch(reinterpret_cast<const char*>(logits + i) + kAhead);
+    const F32x16 difference = load<kLanes>(logits + i) - largest;
+    for (int f = 0; f < FACTORS; ++f) sum[f] += exp2_product(difference, factors[f], -126.0f / factors[f]);
+  }
+  *most = largest;
+  for (int f = 0; f < FACTORS; ++f) *sums[f] = sum[f];
+  return (logit_sums[0] + logit_sums[1]) + (logit_sums[2] + logit_sums[3]);
+}
+
+// The block at `logits`, -inf behind its `count` tokens.
+void copy_block(const float* logits, int64_t count, float* block) {
+  std::copy_n(logits, count, block);
+  std::fill(block + count, block + kBlock, -INFINITY);
+}
+
+// `sum_block` for all blocks, with one factor into `first` alone; returns the sum of the logits.
+template <int FACTORS>
+TTS_CLONES double sum_row(const float* logits, int64_t V, const float* factors, F32x16* most, F32x16* first, F32x16* second) {
+  F64x8 logit_sum = {};
+  const int64_t whole = V / kBlock, rest = V % kBlock;
+  for (int64_t b = 0; b < whole; ++b) {
+    F32x16* const sums[] = {first + b, second + b};
+    logit_sum += sum_halves(sum_block<FACTORS>(logits + b * kBlock, factors, most + b, sums));
+  }
+  double sum = sum_lanes(logit_sum);
+  if (rest > 0) {
+    float block[kBlock];
+    copy_block(logits + whole * kBlock, rest, block);
+    F32x16* const sums[] = {first + whole, second + whole};
+    sum_block<FACTORS>(block, factors, most + whole, sums);
+    for (int64_t i = 0; i < rest; ++i) sum += block[i];
+  }
+  return sum;
+}
+
+// The largest logit of each block, and of all.
+TTS_CLONES float find_tops(const F32x16* most, int64_t blocks, float* tops) {
+  F32x16 peak = splat(-FLT_MAX);
+  for (int64_t b = 0; b < blocks; ++b) {
+    tops[b] = max_lanes(most[b]);
+    peak = larger(most[b], peak);
+  }
+  return max_lanes(peak);
+}
+
+// The weights of all blocks, relative to the peak's.
+TTS_CLONES double add_up(const F32x16* most, const F32x16* sums, int64_t blocks, float peak, float factor) {
+  F64x8 lanes = {};
+  for (int64_t b = 0; b < blocks; ++b) lanes += sum_halves(sums[b] * exp2((most[b] - peak) * factor));
+  return sum_lanes(lanes);
+}
+
+// The same up to and with each block; returns the last.
+TTS_CLONES double accumulate(const F32x16* most, const F32x16* sums, int64_t blocks, float peak, float factor, double* ends) {
   double total = 0.0;
-  for (int64_t begin = 0; begin < V; begin += kBlock, ++block_sums) {
+  for (int64_t b = 0; b < blocks; ++b) ends[b] = total += sum_lanes(sum_halves(sums[b] * exp2((most[b] - peak) * factor)));
+  return total;
+}
+
+TTS_CLONES void weigh_block(const float* logits, const F32x16& most, float peak, float factor, float* weights) {
+  const F32x16 scale = exp2((most - peak) * factor);
+  for (int64_t i = 0; i < kBlock; i += kLanes) store(weights + i, exp2((load<kLanes>(logits + i) - most) * factor) * scale);
+}
+
+// The first of `count` weights with which the sum from `reached` on exceeds `target`; where rounding leaves the sum short of it,
+// the last that is not 0.
+int64_t invert_block(const float* weights, int64_t count, double reached, double target) {
+  int64_t last = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (weights[i] == 0) continue;
+    last = i;
+    if ((reached += weights[i]) > target) break;
+  }
+  return last;
+}
+
+// ---- lists of (weight, id), ids ascending
+
+// What a list keeps: values in (low, high], and of those equal to `low` the ids up to `last_id`.
+struct Range {
+  float low, high = INFINITY;
+  int32_t last_id = -1;
+};
+
+// Lists may overlap their source, from its start; they are written up to 16 entries beyond what is kept. Without `ids` entry i
+// has the id first_id + i; without `to_ids` only values are kept.
+int64_t keep_portable(const float* values, const int32_t* ids, int32_t first_id, int64_t count, const Range& range, float* to,
+                      int32_t* to_ids) {
+  int64_t kept = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const float value = values[i];
+    const int32_t id = ids == nullptr ? first_id + static_cast<int32_t>(i) : ids[i];
+    to[kept] = value;
+    if (to_ids != nullptr) to_ids[kept] = id;
+    kept += (value > range.low && value <= range.high) || (value == range.low && id <= range.last_id);
+  }
+  return kept;
+}
+
+#if TTS_X86_LEVELS
+__attribute__((target("arch=x86-64-v4"))) int64_t keep_avx512(const float* values, const int32_t* ids, int32_t first_id,
+                                                              int64_t count, const Range& range, float* to, int32_t* to_ids) {
+  const __m512 low = _mm512_set1_ps(range.low), high = _mm512_set1_ps(range.high);
+  const __m512i last_id = _mm512_set1_epi32(range.last_id), step = _mm512_set1_epi32(kLanes);
+  __m512i next =
+      _mm512_add_epi32(_mm512_set1_epi32(first_id), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  int64_t kept = 0;
+  const bool has_high = range.high < INFINITY, has_last_id = range.last_id >= 0;
+  for (int64_t i = 0; i < count; i += kLanes, next = _mm512_add_epi32(next, step)) {
+    const auto there = static_cast<__mmask16>(_bzhi_u32(0xFFFF, static_cast<unsigned>(std::min<int64_t>(count - i, kLanes))));
+    const __m512 value = _mm512_maskz_loadu_ps(there, values + i);
+    const __m512i id = ids == nullptr ? next : _mm512_maskz_loadu_epi32(there, ids + i);
+    __mmask16 is_kept = _mm512_mask_cmp_ps_mask(there, value, low, _CMP_GT_OQ);
+    if (has_high) is_kept = _mm512_mask_cmp_ps_mask(is_kept, value, high, _CMP_LE_OQ);
+    if (has_last_id) is_kept |= _mm512_mask_cmple_epi32_mask(_mm512_mask_cmp_ps_mask(there, value, low, _CMP_EQ_OQ), id, last_id);
+    if (to_ids != nullptr) _mm512_storeu_si512(to_ids + kept, _mm512_maskz_compress_epi32(is_kept, id));
+    _mm512_storeu_ps(to + kept, _mm512_maskz_compress_ps(is_kept, value));
+    kept += __builtin_popcount(static_cast<unsigned>(is_kept));
+  }
+  return kept;
+}
+#endif
+
+int64_t keep(const float* values, const int32_t* ids, int32_t first_id, int64_t count, const Range& range, float* to,
+             int32_t* to_ids) {
+#if TTS_X86_LEVELS
+  if (isa() >= TTS_ISA_AVX512) return keep_avx512(values, ids, first_id, count, range, to, to_ids);
+#endif
+  return keep_portable(values, ids, first_id, count, range, to, to_ids);
+}
+
+// values = 2^(factor * (value - peak)), 0 in the 16 behind the last.
+TTS_CLONES void weigh_list(float* values, int64_t count, float peak, float factor) {
+  for (int64_t i = 0; i < count; i += kLanes) store(values + i, exp2((load<kLanes>(values + i) - peak) * factor));
+  store(values + count, F32x16{});
+}
+
+// The weights of all blocks of a list up to and with each; returns the last.
+TTS_CLONES double accumulate_list(const float* weights, int64_t count, double* ends) {
+  double total = 0.0;
+  for (int64_t begin = 0; begin < count; begin += kBlock) {
     F64x8 lanes = {};
-    for (int64_t i = begin; i < std::min(V, begin + kBlock); i += kLanes) lanes += sum_halves(load<kLanes>(weights + i));
-    *block_sums = ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
-    total += *block_sums;
+    for (int64_t i = begin; i < std::min(count, begin + kBlock); i += kLanes) lanes += sum_halves(load<kLanes>(weights + i));
+    *ends++ = total += sum_lanes(lanes);
   }
   return total;
 }
 
-// weights[i] = e^((logits[i] - peak) / temperature), 0 behind the last.
-TTS_CLONES void exponentiate(const float* logits, int64_t V, float peak, float temperature, float* weights) {
-  const float factor = std::min(kLog2E / temperature, FLT_MAX);  // finite, so that the peak's weight is 1
-  int64_t i = 0;
-  for (; i + kLanes <= V; i += kLanes) store(weights + i, exp2((load<kLanes>(logits + i) - peak) * factor));
-  if (i == V) return;
-  const F32x16 last = (load_some(logits + i, V - i) - peak) * factor;
-  store(weights + i, exp2(keep_first(last, V - i, -INFINITY)));
+struct Part {
+  int64_t count;
+  double mass;
+};
+
+TTS_CLONES Part part_above(const float* weights, int64_t count, float pivot) {
+  U32x16 counts = {};
+  F64x8 mass = {};
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const F32x16 value = load<kLanes>(weights + i);
+    mass += sum_halves(value > pivot ? value : F32x16{});
+    counts += value > pivot ? U32x16{} + 1u : U32x16{};
+  }
+  Part part{0, sum_lanes(mass)};
+  for (int lane = 0; lane < kLanes; ++lane) part.count += counts[lane];
+  return part;
 }
 
-// Sets to 0 what comes after (value, id) in the order of descending weight, then ascending id.
-TTS_CLONES void drop_after(float* weights, int64_t V, float value, int64_t id) {
-  for (int64_t i = 0; i < V; ++i) weights[i] = weights[i] > value || (weights[i] == value && i <= id) ? weights[i] : 0.0f;
+// The last that a filter keeps, by descending weight and then ascending id: all above `weight`, and the first `ties` equal to it.
+struct Cut {
+  float weight;
+  int64_t ties;
+};
+
+// Keeps the first and those before which lie fewer than `count` entries and less than `mass`. All weights lie in (least, 1], 0
+// fills the 16 behind the last; they are lost. Halves the range that holds the last one in steps of the float's bits.
+Cut select(float* weights, int64_t size, float least, int64_t count, double mass) {
+  uint32_t low = bit_cast<uint32_t>(least), high = bit_cast<uint32_t>(1.0f);
+  Part before{0, 0.0};
+  while (size > kFew && high - low > 1) {
+    const uint32_t middle = low + (high - low) / 2;
+    const auto pivot = bit_cast<float>(middle);
+    Part above = part_above(weights, size, pivot);
+    above.count += before.count;
+    above.mass += before.mass;
+    const bool is_above = above.count > 0 && (above.count >= count || above.mass >= mass);
+    size = keep(weights, nullptr, 0, size, is_above ? Range{pivot} : Range{-1.0f, pivot}, weights, nullptr);
+    std::fill_n(weights + size, kLanes, 0.0f);
+    if (is_above) {
+      low = middle;
+    } else {
+      before = above;
+      high = middle;
+    }
+  }
+  if (high - low > 1) std::sort(weights, weights + size, std::greater<float>());  // else all are equal
+  Cut cut{bit_cast<float>(high), 0};
+  for (int64_t i = 0; i < size && (before.count == 0 || (before.count < count && before.mass < mass)); ++i, ++before.count) {
+    cut = {weights[i], weights[i] == cut.weight ? cut.ties + 1 : 1};
+    before.mass += weights[i];
+  }
+  return cut;
 }
 
-TTS_CLONES void drop_below(float* weights, int64_t V, float least) {
-  for (int64_t i = 0; i < V; ++i) weights[i] = weights[i] >= least ? weights[i] : 0.0f;
-}
+// ---- statistics
 
-float mean_of_top(const float* logits, int64_t V) {
-  float top[kTopTokens];  // descending
+// The largest of the values it was given, descending.
+struct TopTokens {
+  float values[kTopTokens];
   int64_t count = 0;
-  for (int64_t i = 0; i < V; ++i) {
-    if (count == kTopTokens && !(logits[i] > top[count - 1])) continue;
+
+  bool takes(float value) const { return count < kTopTokens || value > values[count - 1]; }
+  void insert(float value) {
+    if (!takes(value)) return;
     int64_t at = count < kTopTokens ? count++ : count - 1;
-    for (; at > 0 && top[at - 1] < logits[i]; --at) top[at] = top[at - 1];
-    top[at] = logits[i];
+    for (; at > 0 && values[at - 1] < value; --at) values[at] = values[at - 1];
+    values[at] = value;
+  }
+};
+
+// The 20 lanes with the largest maxima bound the 20 largest logits from below: few blocks are looked at again.
+float mean_of_top(const float* logits, int64_t V, const F32x16* most, const float* tops) {
+  TopTokens lanes, tokens;
+  for (int64_t b = 0; b * kBlock < V; ++b)
+    for (int lane = 0; lanes.takes(tops[b]) && lane < kLanes; ++lane) lanes.insert(most[b][lane]);
+  const float least = lanes.takes(-INFINITY) ? -INFINITY : lanes.values[kTopTokens - 1];
+  for (int64_t b = 0; b * kBlock < V; ++b) {
+    if (tops[b] < least || !tokens.takes(tops[b])) continue;
+    for (int64_t i = b * kBlock; i < std::min(V, (b + 1) * kBlock); ++i) tokens.insert(logits[i]);
   }
   double sum = 0.0;
-  for (int64_t i = 0; i < count; ++i) sum += top[i];
-  return static_cast<float>(sum / static_cast<double>(count));
+  for (int64_t i = 0; i < tokens.count; ++i) sum += tokens.values[i];
+  return static_cast<float>(sum / static_cast<double>(tokens.count));
 }
 
-double mean(const float* logits, int64_t V) {
-  double sum = 0.0;
-  for (int64_t i = 0; i < V; ++i) sum += logits[i];
-  return sum / static_cast<double>(V);
-}
+// ---- draws
 
-// The state of one thread: the row that was read last and its filtered weights.
+// The state of one thread: the row that was read last, and what the filters of the last draw keep of it.
 class RowSampler {
  public:
-  static int64_t bytes(int64_t V) { return 64 + 20 * padded(V) + kBuckets * static_cast<int64_t>(sizeof(Bucket)); }
+  static int64_t bytes(int64_t V) { return padded_blocks(V) * (3 * 64 + 4 + 8 + 3 * 4 * kBlock) + 3 * 64; }
 
-  RowSampler(const Sample& p, void* memory) : p_(p) {
-    weights_ = static_cast<float*>(memory);
-    block_sums_ = reinterpret_cast<double*>(weights_ + padded(p.V));
-    candidates_ = reinterpret_cast<uint64_t*>(block_sums_ + padded(p.V));
-    buckets_ = reinterpret_cast<Bucket*>(candidates_ + padded(p.V));
+  RowSampler(const Sample& p, void* memory) : p_(p), blocks_((p.V + kBlock - 1) / kBlock) {
+    const int64_t blocks = padded_blocks(p.V), list = blocks * kBlock + kLanes;
+    most_ = static_cast<F32x16*>(memory);
+    plain_sums_ = most_ + blocks;
+    tempered_sums_ = plain_sums_ + blocks;
+    ends_ = reinterpret_cast<double*>(tempered_sums_ + blocks);
+    tops_ = reinterpret_cast<float*>(ends_ + blocks);
+    list_ = tops_ + blocks;
+    work_ = list_ + list;
+    ids_ = reinterpret_cast<int32_t*>(work_ + list);
   }
 
   void draw(int64_t i) {
-    if (p_.row[i] != row_) read_row(p_.row[i]);
-    int64_t token = peak_.id;
-    if (peak_.is_valid && p_.temperature[i] > 0) {
-      filter({p_.temperature[i], p_.top_p[i], p_.min_p[i], p_.top_k[i]});
-      token = invert(uniform(p_.key[i], p_.position[i]));
-    }
+    const Filters filters{p_.temperature[i], p_.top_p[i], p_.min_p[i], p_.top_k[i]};
+    if (p_.row[i] != row_) read_row(p_.row[i], filters.temperature);
+    const int64_t token = choose(filters, i);
     p_.token[i] = token;
     p_.logprob[i] = static_cast<float>(logits_[token] - lse_);
     p_.next[i] = p_.next_state[(p_.state[i] & kStateMask) * p_.V + token];
@@ -156,10 +362,6 @@ class RowSampler {
   }
 
  private:
-  struct Bucket {
-    int64_t count;
-    double mass;
-  };
   struct Filters {
     float temperature, top_p, min_p;
     int32_t top_k;
@@ -168,104 +370,170 @@ class RowSampler {
     }
   };
 
-  static int64_t padded(int64_t V) { return (V + kBlock - 1) / kBlock * kBlock; }
+  static int64_t padded_blocks(int64_t V) { return (V + 16 * kBlock - 1) / (16 * kBlock) * 16; }
 
-  void read_row(int32_t row) {
+  // 2^(factor * x) = e^(x / temperature), finite so that the peak's weight is 1.
+  static float factor_of(float temperature) { return std::min(kLog2E / temperature, FLT_MAX); }
+
+  // Valid is a row with a finite logit and without NaN and +inf, which make the sum NaN.
+  void read_row(int32_t row, float temperature) {
     row_ = row;
     logits_ = p_.logits + row * p_.V;
-    peak_ = find_peak(logits_, p_.V);
-    lse_ = confidence_ = certainty_ = NAN;
     filters_ = {};
-    if (!peak_.is_valid) {
-      peak_.id = argmax_of_finite(logits_, p_.V);
-      return;
-    }
-    filters_ = {1.0f, 1.0f, 0.0f, 0};
-    exponentiate(logits_, p_.V, peak_.value, 1.0f, weights_);
-    total_ = sum_blocks(weights_, p_.V, block_sums_);
-    lse_ = peak_.value + std::log(total_);
-    if (!p_.with_statistics) return;
-    confidence_ = static_cast<float>(lse_ - mean_of_top(logits_, p_.V));
-    certainty_ = static_cast<float>(lse_ - mean(logits_, p_.V) - std::log(static_cast<double>(p_.V)));
+    const bool is_tempered = temperature > 0 && temperature != 1;
+    const float factors[] = {kLog2E, is_tempered ? factor_of(temperature) : 0.0f};
+    const auto sum = is_tempered ? sum_row<2> : sum_row<1>;
+    const double logit_sum = sum(logits_, p_.V, factors, most_, plain_sums_, tempered_sums_);
+    tempered_ = is_tempered ? temperature : 0.0f;
+    peak_ = find_tops(most_, blocks_, tops_);
+    const double total = add_up(most_, plain_sums_, blocks_, peak_, kLog2E);
+    is_valid_ = total > 0;
+    lse_ = is_valid_ ? peak_ + std::log(total) : NAN;
+    confidence_ = certainty_ = NAN;
+    if (!p_.with_statistics || !is_valid_) return;
+    const auto V = static_cast<double>(p_.V);
+    confidence_ = static_cast<float>(lse_ - mean_of_top(logits_, p_.V, most_, tops_));
+    certainty_ = static_cast<float>(lse_ - logit_sum / V - std::log(V));
   }
 
-  // Leaves in `weights_`, `block_sums_` and `total_` what the filters keep of the row.
+  int64_t choose(const Filters& filters, int64_t i) {
+    if (!is_valid_) return argmax_of_finite(logits_, p_.V);
+    if (filters.temperature == 0) return find_peak();
+    filter(filters);
+    return invert(uniform(p_.key[i], p_.position[i]));
+  }
+
+  int64_t find_peak() const {
+    int64_t block = 0;
+    while (tops_[block] != peak_) ++block;
+    return std::find(logits_ + block * kBlock, logits_ + p_.V, peak_) - logits_;
+  }
+
+  // Leaves in `ends_`, and in the list if it is one, what the filters keep of the row.
   void filter(const Filters& wanted) {
     if (wanted == filters_) return;
-    const bool is_there = filters_ == Filters{wanted.temperature, 1.0f, 0.0f, 0};
     filters_ = wanted;
-    if (!is_there) exponentiate(logits_, p_.V, peak_.value, wanted.temperature, weights_);
-    if (wanted.top_k > 0 && wanted.top_k < p_.V) keep_first(wanted.top_k, INFINITY);
-    if (wanted.top_p < 1) keep_first(p_.V, wanted.top_p * sum_blocks(weights_, p_.V, block_sums_));
-    if (wanted.min_p > 0) drop_below(weights_, p_.V, std::min(wanted.min_p, 1.0f));
-    total_ = sum_blocks(weights_, p_.V, block_sums_);
+    const float temperature = wanted.temperature;
+    factor_ = factor_of(temperature);
+    if (temperature != 1 && temperature != tempered_) {
+      sum_row<1>(logits_, p_.V, &factor_, most_, tempered_sums_, tempered_sums_);
+      tempered_ = temperature;
+    }
+    total_ = accumulate(most_, temperature == 1 ? plain_sums_ : tempered_sums_, blocks_, peak_, factor_, ends_);
+    ends_size_ = blocks_;
+    const bool has_top_k = wanted.top_k > 0 && wanted.top_k < p_.V;
+    is_list_ = has_top_k || wanted.top_p < 1 || wanted.min_p > 0;
+    if (is_list_) fill_list(wanted, has_top_k);
   }
 
-  // Keeps, by descending weight and then ascending id, the first token and those before which lie fewer than `count` tokens
-  // and less than `mass`. Buckets by magnitude leave one bucket to sort; a small vocabulary is one.
-  void keep_first(int64_t count, double mass) {
-    int64_t rank = 0, low = 0, high = kBuckets;  // the buckets low..high-1 hold the last token to keep
-    double before = 0.0;
-    if (p_.V > kBlock) {
-      fill_buckets();
-      for (low = kBuckets - 1; low > 0 && rank + buckets_[low].count < count && before + buckets_[low].mass < mass; --low) {
-        rank += buckets_[low].count;
-        before += buckets_[low].mass;
-      }
-      high = low + 1;
+  void fill_list(const Filters& wanted, bool has_top_k) {
+    const float min_p = std::min(wanted.min_p, 1.0f);
+    if (has_top_k)
+      collect(bound_of_top(wanted.top_k));
+    else if (wanted.top_p < 1)
+      collect_mass(wanted.top_p);
+    else
+      collect(min_p);
+    if (has_top_k) {
+      cut(wanted.top_k, INFINITY);
+      total_ = accumulate_list(list_, size_, ends_);
     }
-    const int64_t size = collect(low, high);
-    int64_t kept = 0;
-    for (; kept < size && (rank == 0 || (rank < count && before < mass)); ++kept, ++rank) before += weights_[id_of(kept)];
-    if (kept > 0) drop_after(weights_, p_.V, weights_[id_of(kept - 1)], id_of(kept - 1));
+    if (wanted.top_p < 1) cut(size_, wanted.top_p * total_);
+    if (wanted.min_p > 0) keep_in_list({std::nextafter(min_p, 0.0f)});
+    total_ = accumulate_list(list_, size_, ends_);
+    ends_size_ = (size_ + kBlock - 1) / kBlock;
   }
 
-  void fill_buckets() {
-    std::fill_n(buckets_, kBuckets, Bucket{});
-    for (int64_t i = 0; i < p_.V; ++i) {
-      Bucket& bucket = buckets_[bucket_of(weights_[i])];
-      ++bucket.count;
-      bucket.mass += weights_[i];
-    }
+  // A weight that `count` tokens reach, because the maxima of as many lanes do.
+  float bound_of_top(int64_t count) {
+    const int64_t lanes = blocks_ * kLanes;
+    if (count > lanes) return 0.0f;
+    std::memcpy(work_, most_, static_cast<size_t>(lanes) * sizeof(float));
+    weigh_list(work_, lanes, peak_, factor_);
+    return select(work_, lanes, 0.0f, count, INFINITY).weight;
   }
 
-  static int64_t bucket_of(float weight) { return std::min<int64_t>(bit_cast<uint32_t>(weight) >> 20, kBuckets - 1); }
-  int64_t id_of(int64_t candidate) const { return static_cast<uint32_t>(candidates_[candidate]); }
-
-  // Sorts the tokens of the buckets low..high-1 by descending weight, then ascending id, and returns their number.
-  int64_t collect(int64_t low, int64_t high) {
-    int64_t size = 0;
-    for (int64_t i = 0; i < p_.V; ++i) {
-      candidates_[size] = uint64_t{~bit_cast<uint32_t>(weights_[i])} << 32 | static_cast<uint64_t>(i);
-      size += bucket_of(weights_[i]) >= low && bucket_of(weights_[i]) < high;
+  // Collects at least the tokens that top_p keeps. What comes after a kept token, itself included, has mass > (1 - top_p) *
+  // total, and none of these V is heavier than it is. That bound is loose, so an estimate is tried first.
+  void collect_mass(float top_p) {
+    const double rest = std::min(1.0, 1.0 - top_p) * total_;
+    const auto bound = static_cast<float>(std::min(0.5, 0.99 * rest / static_cast<double>(p_.V)));
+    const float estimate = estimate_of_mass(rest, bound);
+    if (estimate > bound) {
+      collect(estimate);
+      if (accumulate_list(list_, size_, ends_) >= top_p * total_) return;
     }
-    std::sort(candidates_, candidates_ + size);
-    return size;
+    collect(bound);
+  }
+
+  // About the weight below which tokens have a mass of `rest`, from the first 16 tokens of each block; 0 if they do not tell.
+  // Heavy tokens that these miss do no harm: only the light ones count.
+  float estimate_of_mass(double rest, float least) {
+    const int64_t whole = p_.V / kBlock, size = whole * kLanes;
+    if (size < kLeastSample) return 0.0f;
+    for (int64_t b = 0; b < whole; ++b) std::copy_n(logits_ + b * kBlock, kLanes, work_ + b * kLanes);
+    weigh_list(work_, size, peak_, factor_);
+    const double light = kCaution * rest * static_cast<double>(size) / static_cast<double>(p_.V);
+    return std::min(0.5f, select(work_, size, least, size, accumulate_list(work_, size, ends_) - light).weight);
+  }
+
+  // Makes the list of all tokens with weights from `least` on, and of some that are 1 % lighter.
+  void collect(float least) {
+    least = std::max(least, kLeastWeight);
+    const double bound = peak_ + std::log2(0.99 * least) / factor_;
+    const Range range{std::nextafter(static_cast<float>(bound), -INFINITY)};
+    size_ = 0;
+    for (int64_t b = 0; b < blocks_; ++b) {
+      if (tops_[b] <= range.low) continue;
+      const int64_t begin = b * kBlock, count = std::min(kBlock, p_.V - begin);
+      size_ += keep(logits_ + begin, nullptr, static_cast<int32_t>(begin), count, range, list_ + size_, ids_ + size_);
+    }
+    weigh_list(list_, size_, peak_, factor_);
+    least_ = static_cast<float>(0.99 * std::exp2((static_cast<double>(range.low) - peak_) * factor_));
+  }
+
+  // Keeps, by descending weight and then ascending id, the first token and those before which lie fewer than `count` tokens and
+  // less than `mass`.
+  void cut(int64_t count, double mass) {
+    std::copy_n(list_, size_ + kLanes, work_);
+    const Cut last = select(work_, size_, least_, count, mass);
+    int32_t last_id = -1;
+    for (int64_t i = 0, ties = last.ties; ties > 0; ++i)
+      if (list_[i] == last.weight && --ties == 0) last_id = ids_[i];
+    keep_in_list({last.weight, INFINITY, last_id});
+    least_ = std::nextafter(last.weight, 0.0f);
+  }
+
+  void keep_in_list(const Range& range) {
+    size_ = keep(list_, ids_, 0, size_, range, list_, ids_);
+    std::fill_n(list_ + size_, kLanes, 0.0f);
   }
 
   // The first id whose cumulative weight exceeds uniform * total.
   int64_t invert(double uniform) const {
     const double target = uniform * total_;
-    double reached = 0.0;
-    int64_t block = 0;
-    while ((block + 1) * kBlock < p_.V && reached + block_sums_[block] <= target) reached += block_sums_[block++];
-    int64_t last = peak_.id;
-    for (int64_t i = block * kBlock; i < std::min(p_.V, (block + 1) * kBlock); ++i) {
-      if (weights_[i] == 0) continue;
-      last = i;
-      if ((reached += weights_[i]) > target) break;
-    }
-    return last;  // also where rounding leaves the block's own sum short of the target
+    const int64_t block = std::min<int64_t>(std::upper_bound(ends_, ends_ + ends_size_, target) - ends_, ends_size_ - 1);
+    const int64_t begin = block * kBlock, count = std::min(kBlock, (is_list_ ? size_ : p_.V) - begin);
+    const double reached = block == 0 ? 0.0 : ends_[block - 1];
+    if (is_list_) return ids_[begin + invert_block(list_ + begin, count, reached, target)];
+    float logits[kBlock], weights[kBlock];
+    copy_block(logits_ + begin, count, logits);
+    weigh_block(logits, most_[block], peak_, factor_, weights);
+    return begin + invert_block(weights, count, reached, target);
   }
 
   const Sample& p_;
-  float* weights_;        // [padded V]
-  double* block_sums_;    // [padded V / 256]
-  uint64_t* candidates_;  // [V]
-  Bucket* buckets_;
-  int64_t row_ = -1;
+  const int64_t blocks_;
+  F32x16 *most_, *plain_sums_, *tempered_sums_;  // [blocks]
+  double* ends_;                                 // [blocks]: cumulative weights of the row's blocks or of the list's
+  float* tops_;                                  // [blocks]
+  float *list_, *work_;                          // [V + 16]
+  int32_t* ids_;                                 // [V + 16]
+  int64_t row_ = -1, size_ = 0, ends_size_ = 0;
   const float* logits_ = nullptr;
-  Peak peak_{};
+  float peak_ = 0, tempered_ = 0, factor_ = 0;  // `tempered_`: the temperature of `tempered_sums_`
+  float least_ = 0;                             // the list's weights are larger
+  bool is_valid_ = false, is_list_ = false;
   Filters filters_{};
   double lse_ = 0, total_ = 0;
   float confidence_ = 0, certainty_ = 0;

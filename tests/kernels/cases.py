@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from trees import Tree, dense_attention, depth_first_leaves, filled_pages, i32, 
 
 from tts_kernels import pack
 from tts_kernels.attend import plan
+from tts_kernels.philox import uniform
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 HALVES_TOO = (F32, F16, BF16)
@@ -47,73 +48,89 @@ def family(name: str, dtypes=(F32,)):
     return declare
 
 
+def each(function: Callable, value):
+    """`function` of a tensor, or of each tensor of a list; anything else as it is."""
+    if isinstance(value, list):
+        return [function(x) for x in value]
+    return function(value) if isinstance(value, torch.Tensor) else value
+
+
+def copies(values) -> list:
+    return [each(torch.Tensor.clone, x) for x in values]
+
+
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def allowance(exact: torch.Tensor, plain: torch.Tensor) -> float:
-    """Twice the error of plain PyTorch of the same dtype, and one rounding of the largest value."""
+def allowance(exact: torch.Tensor, plain: torch.Tensor, magnitude: float = 0.0) -> float:
+    """Twice the error of plain PyTorch of the same dtype, and one rounding of the largest value.
+
+    `magnitude` is the largest sum of what is added, without signs: one float32 rounding of it is what the order of a sum may
+    cost, and what plain PyTorch may by luck not have paid where there are few values.
+    """
     finite = exact.isfinite()
     if not finite.any():
         return 0.0
     error = (plain.double() - exact)[finite].abs().max()
-    return float(2 * error + torch.finfo(plain.dtype).eps * exact[finite].abs().max())
+    largest = float(exact[finite].abs().max())
+    return float(2 * error) + torch.finfo(plain.dtype).eps * largest + torch.finfo(F32).eps * magnitude
 
 
 def normal(shape, dtype, seed=0) -> torch.Tensor:
     return torch.randn(shape, generator=generator(seed)).to(dtype)
 
 
+def linear_case(dtype, m, n, k, has_bias, seed=0) -> Case:
+    x, weight, bias = (normal(shape, dtype, seed + i) for i, shape in enumerate(((m, k), (n, k), (n,))))
+    bias = bias if has_bias else None
+    exact = x.double() @ weight.double().T + (bias.double() if has_bias else 0)
+    plain = torch.nn.functional.linear(x, weight, bias) if k else exact.to(dtype)
+    packed = pack(weight, backend="reference")
+    magnitude = float((x.double().abs() @ weight.double().abs().T).max()) if m and n else 0.0
+    return Case((x, n, packed, bias), {"out": (exact, allowance(exact, plain, magnitude))})
+
+
 @family("linear", HALVES_TOO)
 def linear_cases():
-    shapes = [(0, 3, 5), (3, 0, 5), (3, 5, 0), (1, 1, 1), (1, 64, 48), (7, 13, 31), (16, 48, 129), (131, 65, 300)]
-    for (m, n, k), has_bias in ((shape, has_bias) for shape in shapes for has_bias in (False, True)):
+    for m, n, k in ((0, 3, 5), (3, 0, 5), (3, 5, 0), (1, 1, 1), (1, 64, 48), (7, 13, 31), (16, 48, 129), (131, 65, 300)):
+        for has_bias in (False, True):
+            yield f"{m}x{n}x{k}{'+bias' if has_bias else ''}", partial(linear_case, m=m, n=n, k=k, has_bias=has_bias)
 
-        def make(dtype, m=m, n=n, k=k, has_bias=has_bias):
-            x, weight, bias = normal((m, k), dtype), normal((n, k), dtype, 1), normal(n, dtype, 2) if has_bias else None
-            packed = pack(weight, backend="reference")
-            exact = x.double() @ weight.double().T + (bias.double() if has_bias else 0)
-            plain = torch.nn.functional.linear(x, weight, bias) if k else exact.to(dtype)
-            return Case((x, n, packed, bias), {"out": (exact, allowance(exact, plain))})
 
-        yield f"{m}x{n}x{k}{'+bias' if has_bias else ''}", make
+def pack_case(dtype, n, k, seed=0) -> Case:
+    weight = normal((n, k), dtype, seed)
+    packed = torch.zeros(-(-n // 16), -(-k // 32), 16, 16, 2, dtype=dtype)
+    row, depth = torch.arange(n)[:, None], torch.arange(k)
+    packed[row // 16, depth // 32, depth % 32 // 2, row % 16, depth % 2] = weight
+    return Case((weight,), {"packed": (packed, 0.0)})
 
 
 @family("pack", HALVES_TOO)
 def pack_cases():
     for n, k in ((0, 5), (5, 0), (1, 1), (16, 32), (17, 33), (50, 100)):
+        yield f"{n}x{k}", partial(pack_case, n=n, k=k)
 
-        def make(dtype, n=n, k=k):
-            weight = normal((n, k), dtype)
-            packed = torch.zeros(-(-n // 16), -(-k // 32), 16, 16, 2, dtype=dtype)
-            for row in range(n):
-                for depth in range(k):
-                    packed[row // 16, depth // 32, depth % 32 // 2, row % 16, depth % 2] = weight[row, depth]
-            return Case((weight,), {"packed": (packed, 0.0)})
 
-        yield f"{n}x{k}", make
+def append_case(dtype, tokens, heads, dim, num_pages=11, page_size=7, seed=0) -> Case:
+    pages = torch.full((2, num_pages, heads, page_size, dim), float("nan"), dtype=dtype)
+    k, v = normal((tokens, heads, dim), dtype, seed), normal((tokens, heads, dim), dtype, seed + 1)
+    slots = torch.randperm(num_pages * page_size, generator=generator(seed))[:tokens]
+    after = pages.clone()
+    after[:, slots // page_size, :, slots % page_size] = torch.stack([k, v], 1)
+    return Case((k, v, *pages, slots), {"keys": (after[0], 0.0), "values": (after[1], 0.0)})
 
 
 @family("append", HALVES_TOO)
 def append_cases():
     for tokens, heads, dim in ((0, 1, 16), (1, 1, 8), (7, 2, 40), (13, 3, 16), (61, 7, 80)):
-
-        def make(dtype, tokens=tokens, heads=heads, dim=dim):
-            pages = torch.full((2, 11, heads, 7, dim), float("nan"), dtype=dtype)
-            k, v = normal((tokens, heads, dim), dtype), normal((tokens, heads, dim), dtype, 1)
-            slots = torch.randperm(11 * 7, generator=generator())[:tokens]
-            after = pages.clone()
-            for i, slot in enumerate(slots.tolist()):
-                after[:, slot // 7, :, slot % 7] = torch.stack([k[i], v[i]])
-            return Case((k, v, *pages, slots), {"keys": (after[0], 0.0), "values": (after[1], 0.0)})
-
-        yield f"{tokens}x{heads}x{dim}", make
+        yield f"{tokens}x{heads}x{dim}", partial(append_case, tokens=tokens, heads=heads, dim=dim)
 
 
-def attention_case(dtype, tree: Tree, leaves, counts, num_heads, num_kv_heads, dim):
+def attention_case(dtype, tree: Tree, leaves, counts, num_heads, num_kv_heads, dim, seed=0) -> Case:
     indptr = [0, *np.cumsum(counts).tolist()]
-    pages = filled_pages(tree, num_kv_heads, dim, dtype, generator())
-    q = normal((indptr[-1], num_heads, dim), dtype, 3)
+    pages = filled_pages(tree, num_kv_heads, dim, dtype, generator(seed))
+    q = normal((indptr[-1], num_heads, dim), dtype, seed + 3)
     contexts = [
         tree.context(leaf)[: len(tree.context(leaf)) - left] for leaf, n in zip(leaves, counts) for left in range(n)[::-1]
     ]
@@ -121,11 +138,12 @@ def attention_case(dtype, tree: Tree, leaves, counts, num_heads, num_kv_heads, d
     items, spans = made.needed.tolist()
     scale = dim**-0.5
     exact, lse = dense_attention(q, *pages, contexts, scale)
-    plain, plain_lse = dense_attention(q, *pages, contexts, scale, dtype)
+    plain, _ = dense_attention(q, *pages, contexts, scale, dtype)
     inputs = (q, *pages, made.spans[:spans], made.item_indptr[: items + 1], made.items[:items], scale)
-    # lse is float32 for all dtypes, so it is held to float32's error.
+    # lse is float32 for all dtypes, so it is held to float32's error, and to that of a shorter exp2 where values are halves.
     _, float_lse = dense_attention(q, *pages, contexts, scale, torch.float32)
-    return Case(inputs, {"out": (exact, allowance(exact, plain)), "lse": (lse, allowance(lse, float_lse) + 1e-6)})
+    lse_bound = allowance(lse, float_lse) + (1e-6 if dtype is F32 else 5e-6)
+    return Case(inputs, {"out": (exact, allowance(exact, plain)), "lse": (lse, lse_bound)})
 
 
 @family("attend", HALVES_TOO)
@@ -218,29 +236,69 @@ def plan_cases():
     yield "no-rows", no_rows
 
 
+UNREAD = 2147480000
+
+
+@family("plan_pages")
+def plan_pages_cases():
+    """A worked example in pages of 4: rows 0 and 1 share pages 7 and 2, rows 2 and 3 pages 7, 8 and 1; row 5 adds no token."""
+    tables = [[7, 2, 5], [7, 2, 3], [7, 8, 1, 6], [7, 8, 1, 9], [0], [7, 2]]
+    page_table = i32([pages + [UNREAD] * (5 - len(pages)) for pages in tables])
+    inputs = (page_table, i32([11, 9, 16, 13, 2, 5]), i32([0, 1, 2, 6, 7, 9, 9]), 4)
+    items = [[0, 7, 0], [0, 2, 0], [0, 1, 1], [1, 2, 1], [2, 7, 0], [2, 6, 1], [6, 7, 1], [7, 9, 1]]
+    spans = [[7, 0, 4], [2, 0, 4], [5, 0, 3], [3, 0, 1], [8, 0, 4], [1, 0, 4], [6, 0, 4], [9, 0, 1], [0, 0, 2]]
+
+    def exact(_):
+        values = {"items": items, "item_indptr": [0, 1, 2, 3, 4, 6, 7, 8, 9], "spans": spans, "needed": [8, 9]}
+        return Case((*inputs, len(items), len(spans)), {name: (i32(value), 0.0) for name, value in values.items()})
+
+    def too_small(_):
+        return Case((*inputs, len(items) - 1, 100), {"needed": (i32([8, 9]), 0.0)})
+
+    def same_pages(_):
+        """Rows with one table share what is full before their new token: the last page is not, though that token fills it."""
+        rows = (i32([[3, 1], [3, 1]]), i32([8, 8]), i32([0, 1, 2]), 4, 3, 3)
+        values = {"items": [[0, 2, 0], [0, 1, 1], [1, 2, 1]], "item_indptr": [0, 1, 2, 3]}
+        values |= {"spans": [[3, 0, 4], [1, 0, 4], [1, 0, 4]], "needed": [3, 3]}
+        return Case(rows, {name: (i32(value), 0.0) for name, value in values.items()})
+
+    def no_rows(_):
+        rows = (i32([]).reshape(0, 3), i32([]), i32([0]), 4, 0, 0)
+        return Case(rows, {"item_indptr": (i32([0]), 0.0), "needed": (i32([0, 0]), 0.0)})
+
+    yield "worked-example", exact
+    yield "too-small", too_small
+    yield "same-pages", same_pages
+    yield "no-rows", no_rows
+
+
+def score_case(dtype, rows, dim, labels, activation, has_bias, first=1.0, seed=0, bad_rows=()) -> Case:
+    """`first` is what the aggregates of the paths begin with; `bad_rows` are (row, the value of all its hidden state)."""
+    hidden, head = normal((rows, dim), dtype, seed), (normal((labels, dim), F32, seed + 1) / max(dim, 1) ** 0.5).to(dtype)
+    for row, value in bad_rows:
+        hidden[row] = value
+    bias = normal(labels, F32, seed + 2) if has_bias else None
+    before = normal((rows, 4), F32, seed + 3).abs() + first
+    before[:1] = torch.tensor([float("inf"), 0, 0, 0])
+    value = _score(hidden, head, bias, labels - 1, activation, torch.float64)
+    plain = _score(hidden, head, bias, labels - 1, activation, F32)
+    running = torch.stack(
+        [torch.minimum(before[:, 0], value), before[:, 1] + value.log(), before[:, 2] + value, before[:, 3] + 1], 1
+    )
+    bound = allowance(value, plain) + 1e-6
+    return Case(
+        (hidden, head, bias, before, labels - 1, activation),
+        {"out": (value, bound), "running": (running, 8 * bound)},
+    )
+
+
 @family("score", HALVES_TOO)
 def score_cases():
     for i, (rows, dim, labels, activation) in enumerate(
         [(0, 8, 2, "softmax"), (1, 1, 1, "sigmoid"), (7, 48, 2, "softmax"), (13, 131, 3, "softmax"), (257, 896, 2, "sigmoid")]
     ):
-
-        def make(dtype, i=i, rows=rows, dim=dim, labels=labels, activation=activation):
-            hidden, head = normal((rows, dim), dtype), (normal((labels, dim), F32, 1) / dim**0.5).to(dtype)
-            bias = normal(labels, F32, 2) if i % 2 else None
-            before = normal((rows, 4), F32, 3).abs() + i
-            before[:1] = torch.tensor([float("inf"), 0, 0, 0])
-            value = _score(hidden, head, bias, labels - 1, activation, torch.float64)
-            plain = _score(hidden, head, bias, labels - 1, activation, F32)
-            running = torch.stack(
-                [torch.minimum(before[:, 0], value), before[:, 1] + value.log(), before[:, 2] + value, before[:, 3] + 1], 1
-            )
-            bound = allowance(value, plain) + 1e-6
-            return Case(
-                (hidden, head, bias, before, labels - 1, activation),
-                {"out": (value, bound), "running": (running, 8 * bound)},
-            )
-
-        yield f"{rows}x{dim}x{labels}-{activation}", make
+        sizes = {"rows": rows, "dim": dim, "labels": labels, "activation": activation}
+        yield f"{rows}x{dim}x{labels}-{activation}", partial(score_case, **sizes, has_bias=i % 2, first=i)
 
     def not_finite(dtype):
         hidden = torch.tensor([[1.0, 0], [float("nan"), 0], [float("inf"), 1], [float("-inf"), 1]]).to(dtype)
@@ -297,22 +355,42 @@ def prune_cases():
     )
 
 
+def fork_case(_, parents, nodes, num_nodes=7) -> Case:
+    before = [i32([-1, -1, 1] + [9] * (num_nodes - 3)) + 10 * i for i in range(6)]
+    after = copies(before)
+    for parent, node in zip(parents, nodes):
+        for table, value in zip(after, (parent, 1, 0, 0, -1, -1)):
+            table[node] = value
+    for parent in parents:
+        after[1][parent] += 1
+    names = ("parent", "refs", "start", "length", "first_page", "last_page")
+    return Case((i32(parents), i32(nodes), *before), {name: (table, 0.0) for name, table in zip(names, after)})
+
+
 @family("fork")
 def fork_cases():
     for parents, nodes in (([], []), ([2], [0]), ([1, 1, 1, 2], [5, 3, 6, 0])):
+        yield f"{len(parents)}-children", partial(fork_case, parents=parents, nodes=nodes)
 
-        def make(_, parents=parents, nodes=nodes):
-            before = [i32([-1, -1, 1, 9, 9, 9, 9]) + 10 * i for i in range(6)]
-            after = [table.clone() for table in before]
-            for parent, node in zip(parents, nodes):
-                for table, value in zip(after, (parent, 1, 0, 0, -1, -1)):
-                    table[node] = value
-            for parent in parents:
-                after[1][parent] += 1
-            names = ("parent", "refs", "start", "length", "first_page", "last_page")
-            return Case((i32(parents), i32(nodes), *before), {name: (table, 0.0) for name, table in zip(names, after)})
 
-        yield f"{len(parents)}-children", make
+def copy_tails_case(dtype, copied, num_caches, heads, dim, num_pages=13, page_size=7, seed=0) -> Case:
+    """`copied` are (source, destination, count)."""
+    caches = [normal((num_pages, heads, page_size, dim), dtype, seed + i) for i in range(num_caches)]
+    slots = [(source, destination, slot) for source, destination, count in copied for slot in range(count)]
+    source, destination, slot = torch.tensor(slots, dtype=torch.int64).reshape(-1, 3).unbind(1)
+    after = copies(caches)
+    for pages in after:
+        pages[destination, :, slot] = pages[source, :, slot]
+    columns = i32(copied).reshape(-1, 3).unbind(1)
+    return Case((*columns, caches), {"caches": (torch.stack(after), 0.0)})
+
+
+@family("copy_tails", HALVES_TOO)
+def copy_tails_cases():
+    copied = [(12, 1, 6), (3, 2, 1), (3, 4, 7), (0, 5, 0), (12, 11, 3)]
+    for count, num_caches, heads, dim in ((0, 2, 1, 8), (1, 1, 1, 16), (5, 6, 2, 40), (4, 3, 7, 24)):
+        sizes = {"num_caches": num_caches, "heads": heads, "dim": dim}
+        yield f"{count}x{num_caches}x{heads}x{dim}", partial(copy_tails_case, copied=copied[:count], **sizes)
 
 
 def sample_inputs(logits, row, **given) -> tuple:
@@ -332,6 +410,56 @@ def sample_inputs(logits, row, **given) -> tuple:
         given.get("next_state", torch.zeros(1, vocabulary, dtype=torch.int32)),
         given.get("with_statistics", 0),
     )
+
+
+def kept_distribution(logits: np.ndarray, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0) -> np.ndarray:
+    """The filtered distribution, straight from the definition in float64."""
+    p = np.exp((logits - logits.max()) / temperature)
+    p /= p.sum()
+    order = np.argsort(-p, kind="stable")
+    kept = order[: top_k or len(p)]
+    if top_p < 1:
+        mass = np.cumsum(p[kept])
+        kept = kept[: 1 + np.searchsorted(mass, top_p * mass[-1], side="left")]
+    filtered = np.zeros_like(p)
+    filtered[kept] = p[kept]
+    filtered[filtered < min_p * p.max()] = 0
+    return filtered / filtered.sum()
+
+
+def check_draws(inputs, results) -> None:
+    """Each draw inverts its distribution, moves the stop automaton and takes the statistics as `sample` says.
+
+    Which tokens a filter keeps at its very boundary, and which of two neighbours a uniform between them draws, is a matter of
+    float32's rounding; either is right.
+    """
+    logits, row, key, position, temperature, top_k, top_p, min_p, state, next_state, with_statistics = inputs
+    logp = torch.log_softmax(logits.double(), -1)
+    uniforms = uniform(key, position).tolist()
+    for i, (r, token) in enumerate(zip(row.tolist(), results["token"].tolist())):
+        assert results["next"][i] == next_state[state[i] & 0xFFFFFF, token]
+        finite = torch.where(logits[r].isfinite(), logits[r], -np.inf)
+        is_valid = bool((logits[r] < np.inf).all() and finite.max() > -np.inf)
+        if not is_valid or temperature[i] == 0:
+            assert token == int(finite.argmax())
+        else:
+            settings = (float(temperature[i]), int(top_k[i]), float(top_p[i]), float(min_p[i]))
+            assert _may_be_drawn(logits[r].double().numpy(), token, uniforms[i], *settings), f"draw {i}: token {token}"
+        expected = [logp[r, token], -logp[r].topk(min(20, len(finite))).values.mean(), -(logp[r] + np.log(len(finite))).mean()]
+        expected = [x if is_valid else x * np.nan for x in expected]
+        expected[1:] = [x if with_statistics else x * np.nan for x in expected[1:]]
+        got = torch.stack([results[name][i] for name in ("logprob", "confidence", "certainty")]).double()
+        torch.testing.assert_close(got, torch.stack(expected), rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+def _may_be_drawn(logits, token, u, temperature, top_k, top_p, min_p, slack=1e-5) -> bool:
+    for p in {top_p - slack, top_p, top_p + slack} if top_p < 1 else {1.0}:
+        for m in {min_p - slack, min_p, min_p + slack} if min_p > 0 else {0.0}:
+            kept = kept_distribution(logits, temperature, top_k, max(p, 0.0), min(m, 1.0))
+            reached = np.cumsum(kept)[token]
+            if kept[token] > 0 and reached - kept[token] - slack <= u <= reached + slack:
+                return True
+    return False
 
 
 @family("sample")
@@ -389,10 +517,8 @@ def sample_cases():
         inputs = sample_inputs(logits, [0, 1, 2, 3], temperature=[0.0] * 4, state=state, next_state=next_state)
         return outcome(inputs, [0, 1, 2, 3], [int(next_state[s & 0xFFFFFF, t]) for t, s in enumerate(state)])
 
-    def uniform(_):
+    def equal_logits(_):
         """Equal logits make the token the uniform itself: floor(u * V), for many keys and positions."""
-        from tts_kernels.philox import uniform
-
         size = 1 << 12
         key = torch.randint(-(2**63), 2**63 - 1, (61,), generator=generator())
         position = torch.arange(61) * 2**33 + 5
@@ -404,5 +530,5 @@ def sample_cases():
     yield "filters-leave-the-likeliest", filters_leave_one
     yield "not-finite", not_finite
     yield "stop-automaton", automaton
-    yield "equal-logits", uniform
+    yield "equal-logits", equal_logits
     yield "no-draws", lambda _: outcome(sample_inputs(normal((1, 5), F32), []), [])

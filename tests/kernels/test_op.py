@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -113,6 +114,32 @@ def test_a_condition_on_the_dims_is_checked():
     empty = torch.zeros(0, 3, dtype=torch.int32)
     with pytest.raises(ValueError, match="attend: H%G==0 does not hold for .*'H': 3"):
         tts_kernels.attend(q, pages, pages, empty, torch.zeros(1, dtype=torch.int32), empty, 1.0)
+
+
+def sum_all(parts, *, out):
+    """Sum of tensors of one shape."""
+    out.copy_(sum(parts))
+
+
+@pytest.mark.parametrize(
+    "parts, error, message",
+    [
+        (torch.ones(2, 3), TypeError, "parts must be a list of tensors 'parts T[N]*', got Tensor"),
+        ([], ValueError, "parts ('parts T[N]*') must hold at least one tensor, got none"),
+        ([torch.ones(3), torch.ones(2)], ValueError, "dim N of parts ('parts T[N]*') must be 3, got shape (2,)"),
+        ([torch.ones(3), 1.0], TypeError, "parts must be a tensor 'parts T[N]*', got float"),
+        ([torch.ones(3), torch.ones(3).half()], TypeError, "parts must be torch.float32 ('parts T[N]*'), got torch.float16"),
+    ],
+)
+def test_a_list_of_tensors_is_checked_tensor_by_tensor(parts, error, message):
+    with pytest.raises(error) as caught:
+        Op("parts T[N]* -> out T[N]", sum_all)(parts)
+    assert str(caught.value) == f"sum_all: {message}"
+
+
+def test_a_list_of_tensors_may_hold_arrays():
+    parts = (torch.ones(3), np.ones(3, np.float32), torch.ones(3))
+    assert Op("parts T[N]* -> out T[N]", sum_all)(parts).tolist() == [3.0] * 3
 
 
 @pytest.mark.parametrize("text", ["x", "x f32[N*2]", "x f32[N,]", "x f32[-1]"])

@@ -1,29 +1,16 @@
 """`plan` against what it promises, over random trees: who reads which token, how often, and in which order."""
 
-import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
-from trees import Tree, dense_attention, depth_first_leaves, filled_pages, random_tree
+from strategies import tree_batches
+from trees import Tree, dense_attention, depth_first_leaves, filled_pages
 
 import tts_kernels
 from tts_kernels import attend, plan
 
 BACKENDS = list(plan.backends)
-
-
-@st.composite
-def batches(draw):
-    """(tree, leaves, new tokens of each): distinct nodes of a random tree, in any order, some without new tokens."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    tree = random_tree(rng, draw(st.integers(1, 5)), draw(st.integers(1, 24)))
-    order = depth_first_leaves(tree) if draw(st.booleans()) else list(range(len(tree.parent)))
-    leaves = draw(st.lists(st.sampled_from(order), unique=True, max_size=12))
-    if draw(st.booleans()):
-        leaves.sort(key=order.index)
-    counts = [draw(st.integers(0, tree.length[leaf])) for leaf in leaves]
-    return tree, leaves, counts
 
 
 def visible_tokens(tree, made, query):
@@ -43,7 +30,7 @@ def trimmed(made):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@given(batches())
+@given(tree_batches())
 def test_each_query_sees_the_tokens_of_its_path_once_in_order_and_causally(backend, batch):
     tree, leaves, counts = batch
     indptr = [0, *np.cumsum(counts).tolist()]
@@ -56,7 +43,7 @@ def test_each_query_sees_the_tokens_of_its_path_once_in_order_and_causally(backe
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@given(batches())
+@given(tree_batches())
 def test_rows_in_depth_first_order_read_each_token_of_an_inner_node_once(backend, batch):
     tree, _, _ = batch
     leaves = [leaf for leaf in depth_first_leaves(tree) if tree.length[leaf]]
@@ -67,7 +54,7 @@ def test_rows_in_depth_first_order_read_each_token_of_an_inner_node_once(backend
 
 
 @pytest.mark.skipif("native" not in BACKENDS, reason="the C++ module is not built")
-@given(batches())
+@given(tree_batches())
 def test_native_and_reference_make_the_same_plan(batch):
     tree, leaves, counts = batch
     inputs = tree.plan_inputs(leaves, [0, *np.cumsum(counts).tolist()])
@@ -76,7 +63,7 @@ def test_native_and_reference_make_the_same_plan(batch):
 
 
 @pytest.mark.parametrize("backend", list(attend.backends))
-@given(batches())
+@given(tree_batches())
 def test_attend_over_a_plan_is_dense_attention_over_each_rows_own_tokens(backend, batch):
     tree, leaves, counts = batch
     indptr = [0, *np.cumsum(counts).tolist()]

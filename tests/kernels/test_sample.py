@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from cases import normal, sample_inputs
+from cases import kept_distribution, normal, sample_inputs
 
 from tts_kernels import sample
 from tts_kernels.philox import uniform
@@ -17,21 +17,6 @@ FILTERS = [
     {"min_p": 0.1},
     {"temperature": 1.7, "top_k": 20, "top_p": 0.8, "min_p": 0.02},
 ]
-
-
-def kept_distribution(logits: np.ndarray, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0) -> np.ndarray:
-    """The filtered distribution, straight from the definition in float64."""
-    p = np.exp((logits - logits.max()) / temperature)
-    p /= p.sum()
-    order = np.argsort(-p, kind="stable")
-    kept = order[: top_k or len(p)]
-    if top_p < 1:
-        mass = np.cumsum(p[kept])
-        kept = kept[: 1 + np.searchsorted(mass, top_p * mass[-1], side="left")]
-    filtered = np.zeros_like(p)
-    filtered[kept] = p[kept]
-    filtered[filtered < min_p * p.max()] = 0
-    return filtered / filtered.sum()
 
 
 def draws(logits, count, backend, seed=0, **settings):
@@ -94,6 +79,26 @@ def test_native_and_reference_differ_only_where_the_uniform_touches_a_boundary()
     kept = [i for i in range(500) if i not in differ]
     for one, other in zip(native, reference):
         torch.testing.assert_close(one[kept], other[kept], rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.skipif("native" not in BACKENDS, reason="the C++ module is not built")
+@pytest.mark.parametrize(
+    "settings", [{"top_p": 0.95}, {"top_p": 0.3}, {"top_k": 5000, "top_p": 0.8731}, {"top_k": 20000}, {"min_p": 0.01}]
+)
+@pytest.mark.parametrize("shape", ["flat", "peaked", "equal", "sampled-are-light", "sampled-are-heavy"])
+def test_filters_of_a_large_vocabulary_keep_what_the_definition_keeps(settings, shape):
+    """The first 16 of 256 tokens estimate where top-p cuts; they may be unlike the others."""
+    vocabulary = 30011
+    is_sampled = torch.arange(vocabulary) % 256 < 16
+    scale, shift = {"flat": (1, 0), "peaked": (4, 0), "equal": (0, 0), "sampled-are-light": (1, -9), "sampled-are-heavy": (1, 9)}[
+        shape
+    ]
+    logits = scale * normal((1, vocabulary), torch.float32) + shift * is_sampled
+    got, keys = draws(logits, 500, "native", **settings)
+    cumulative = np.cumsum(kept_distribution(logits[0].double().numpy(), **settings))
+    low = np.concatenate([[0.0], cumulative])[got.token.numpy()]
+    u = uniform(keys, torch.zeros_like(keys)).numpy()
+    assert (low - 2e-5 <= u).all() and (u <= cumulative[got.token.numpy()] + 2e-5).all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

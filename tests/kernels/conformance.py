@@ -1,0 +1,104 @@
+"""One call of an op held to a case: inputs in any memory layout, outputs poisoned, nothing written but what the contract says."""
+
+from functools import partial
+
+import torch
+from cases import Case, copies, each
+
+from tts_kernels import Op
+
+MARGIN = 37  # odd, so that what lies behind it is misaligned
+CANARY = 77
+
+Placed = tuple[torch.Tensor, torch.Tensor]
+"""A tensor and the buffer that it is a part of; all else in the buffer is canaries."""
+
+
+def in_the_middle(tensor: torch.Tensor) -> Placed:
+    """A misaligned row-major copy of `tensor` between canaries."""
+    buffer = torch.full((tensor.numel() + 2 * MARGIN,), CANARY, dtype=tensor.dtype)
+    middle = buffer[MARGIN : MARGIN + tensor.numel()].view(tensor.shape)
+    middle.copy_(tensor)
+    return middle, buffer
+
+
+def with_gaps(tensor: torch.Tensor) -> Placed:
+    """A copy with canaries behind each row."""
+    buffer = torch.full((*tensor.shape[:-1], tensor.shape[-1] + 3), CANARY, dtype=tensor.dtype)
+    rows = buffer[..., :-3]
+    rows.copy_(tensor)
+    return rows, buffer
+
+
+def slots_before_heads(pages: torch.Tensor) -> Placed:
+    """A copy of pages [P,G,S,D] in the order [P,S,G,D], canaries behind each row."""
+    rows, buffer = with_gaps(pages.transpose(1, 2))
+    return rows.transpose(1, 2), buffer
+
+
+def scattered(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values, every second element of a larger tensor in reversed order of dims."""
+    reversed_dims = tuple(range(tensor.ndim))[::-1]
+    wide = torch.full((*tensor.shape[::-1], 2), CANARY, dtype=tensor.dtype)
+    wide[..., 0] = tensor.permute(reversed_dims)
+    return wide[..., 0].permute(reversed_dims)
+
+
+LAYOUTS = {
+    "dense": lambda x: x,
+    "misaligned": lambda x: in_the_middle(x)[0],
+    "gapped": lambda x: with_gaps(x)[0],
+    "scattered": scattered,
+}
+PAGE_LAYOUTS = {"gapped": with_gaps, "scattered": slots_before_heads}
+"""Of pages that are written in place; a layout that is not here is row-major."""
+
+
+def lay_out(op: Op, values, layout: str) -> tuple[list, list[Placed]]:
+    """The inputs in a memory layout, and those of them that the op writes."""
+    inputs, written = [], []
+    for arg, value in zip(op.inputs, values):
+        if not arg.is_mutated:
+            inputs.append(each(LAYOUTS[layout], value))
+            continue
+        is_list = isinstance(value, list)
+        tensors = value if is_list else [value]
+        placed = [(PAGE_LAYOUTS.get(layout, in_the_middle) if x.ndim == 4 else in_the_middle)(x) for x in tensors]
+        written += placed
+        inputs.append([x for x, _ in placed] if is_list else placed[0][0])
+    return inputs, written
+
+
+def poisoned_outputs(op: Op, inputs, backend: str) -> list[Placed]:
+    """Outputs of the right shapes, found by a call on copies, filled with NaN between canaries."""
+    made = op(*copies(inputs), backend=backend)
+    made = () if made is None else (made,) if isinstance(made, torch.Tensor) else made
+    return [in_the_middle(torch.full_like(x, float("nan") if x.is_floating_point() else -7777)) for x in made]
+
+
+def is_only_written_inside(placed: Placed) -> bool:
+    view, buffer = placed
+    outside = buffer.clone()
+    outside.as_strided(view.shape, view.stride(), view.storage_offset()).fill_(CANARY)
+    return bool((outside == CANARY).all())
+
+
+def run(op: Op, values, backend: str, layout: str) -> dict[str, torch.Tensor]:
+    """What a call gives: its outputs and the inputs that it wrote, lists as one tensor."""
+    inputs, written = lay_out(op, values, layout)
+    before, outputs = copies(inputs), poisoned_outputs(op, inputs, backend)
+    op(*inputs, out=[x for x, _ in outputs], backend=backend)
+    for arg, value, kept in zip(op.inputs, inputs, before):
+        if isinstance(value, torch.Tensor) and not arg.is_mutated:
+            assert torch.equal(value.nan_to_num(0.5), kept.nan_to_num(0.5)), f"{arg.name} was written"
+    for placed in written + outputs:
+        assert is_only_written_inside(placed), "written outside an output"
+    results = {arg.name: x for arg, x in zip(op.inputs, inputs) if arg.is_mutated}
+    results = {name: torch.stack(x) if isinstance(x, list) else x for name, x in results.items()}
+    return results | {arg.name: x for arg, (x, _) in zip(op.outputs, outputs)}
+
+
+def compare(results: dict[str, torch.Tensor], case: Case) -> None:
+    for name, (expected, tolerance) in case.expected.items():
+        message = partial("{}: {}".format, name)
+        torch.testing.assert_close(results[name].double(), expected.double(), rtol=0, atol=tolerance, equal_nan=True, msg=message)
