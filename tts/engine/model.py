@@ -52,9 +52,7 @@ def _attention(module, query, key, value, attention_mask, scaling=None, *, ragge
     key, value, query = (x[0].transpose(0, 1) for x in (key, value, query))
     tts_kernels.append(key, value, *pages, ragged.slots, backend=ragged.backend)
     plan, scale = ragged.plan, module.head_dim**-0.5 if scaling is None else scaling
-    out, _ = tts_kernels.attend(
-        query, *pages, plan.spans, plan.item_indptr, plan.items, float(scale), backend=ragged.backend
-    )
+    out, _ = tts_kernels.attend(query, *pages, plan.spans, plan.item_indptr, plan.items, float(scale), backend=ragged.backend)
     return out[None], None
 
 
@@ -79,7 +77,7 @@ class Linear(nn.Module):
 
 
 class Buffer:
-    """Memory for results that are as large as logits: given out again at every call, because fresh pages cost more than the work."""
+    """Memory for results as large as logits, given out again at every call: fresh pages would cost more than the work."""
 
     def __init__(self, dtype: torch.dtype):
         self._memory = torch.empty(0, dtype=dtype)
