@@ -31,6 +31,7 @@ def _case(heads: Heads, tokens: int, is_decode: bool, setting: Setting) -> Case:
     written = 2 * tokens * heads.G * heads.D * dtype.itemsize
     count = copies(written, setting)
     kv = PagedKV(num_pages, PAGE_SIZE, count, heads.G, heads.D, dtype)
+    kv.pool.zero_()  # the first touch of a page is the system's work, not the op's
 
     def check():
         for pages in (*kv.layers[0], *kv.layers[1]):
