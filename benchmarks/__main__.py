@@ -47,5 +47,23 @@ def kernels(
     raise typer.Exit(0 if all(row["is_correct"] for row in rows) else 1)
 
 
+@app.command()
+def show(
+    results: Annotated[Path, typer.Argument(help="JSONL file that `kernels` wrote.")],
+    plot: Annotated[Path | None, typer.Option(help="PNG of achieved / floor.")] = None,
+) -> None:
+    """The table, and the plot, of rows that were measured before."""
+    import json
+
+    from benchmarks.kernels import table
+
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    table.show(rows)
+    if plot:
+        from benchmarks.kernels.plot import save
+
+        save(rows, plot)
+
+
 if __name__ == "__main__":
     app(prog_name="python -m benchmarks")

@@ -1,10 +1,10 @@
 // linear: out[m,n] = sum_k x[m,k] * W[n,k] + bias[n], W packed in panels of 16 rows; and the packing.
 //
-// A thread takes consecutive panels of 16 columns and up to 64 rows at a time, so for up to 64 rows it reads its part of the
-// weight front to back once, which is what DRAM and the prefetcher like best; x is padded to whole blocks once per call and stays
-// in L2. Invariant: an element of the output is summed over k in a fixed order: tiles in blocks of 32 k, dot products of pairs of
-// k, float32 in runs of 128 k with even and odd k apart. No other row or column and no chunk enters it, so a row's bits do not
-// depend on M or on the thread count.
+// A thread takes consecutive strips of four panels of 16 columns and reads them from DRAM once per chunk of rows; the next panels
+// are on their way to L2 while some are worked on. x is padded to whole blocks once per call and stays in L2. Invariant: an
+// element of the output is summed over k in a fixed order: tiles in blocks of 32 k, dot products of pairs of k, float32 in runs
+// of 128 k with even and odd k apart. No other row or column and no chunk enters it, so a row's bits do not depend on M or on the
+// thread count.
 #include <algorithm>
 #include <cstring>
 #include <type_traits>
@@ -267,10 +267,6 @@ TTS_TARGET_AMX inline void multiply_tiles(const BF16* x, int64_t x_stride, const
       _tile_dpbf16ps(1, 5, 6);
       _tile_loadd(7, x + 2 * tile_size, row_bytes);
       _tile_dpbf16ps(2, 7, 6);
-      if constexpr (ROWS == 4) {
-        _tile_loadd(4, x + 3 * tile_size, row_bytes);
-        _tile_dpbf16ps(3, 4, 6);
-      }
     }
   }
   _tile_stored(0, sums, 64);
@@ -300,12 +296,11 @@ TTS_TARGET_AMX void strip_of_tiles(const Linear& p, const Padded<BF16>& x, int64
 TTS_TARGET_AMX void strip_of_tiles(const Linear& p, const Padded<BF16>& x, int64_t m0, int64_t m1, int64_t panel,
                                    int64_t num_panels) {
   for (int64_t m = m0, rows; m < m1; m += rows) {
-    rows = std::min(4 * kTileRows, m1 - m);
+    rows = m1 - m > 3 * kTileRows ? 2 * kTileRows : m1 - m;  // two by two tiles need the fewest loads for a product
     switch (in_blocks(rows, kTileRows)) {
       case 1: strip_of_tiles<1>(p, x, m, rows, panel, num_panels); break;
       case 2: strip_of_tiles<2>(p, x, m, rows, panel, num_panels); break;
-      case 3: strip_of_tiles<3>(p, x, m, rows, panel, num_panels); break;
-      default: strip_of_tiles<4>(p, x, m, rows, panel, num_panels);
+      default: strip_of_tiles<3>(p, x, m, rows, panel, num_panels);
     }
   }
 }
