@@ -121,8 +121,7 @@ def _fork(parents, nodes, parent, refs, start, length, first_page, last_page):
 
 def _copy_tails(sources, destinations, counts, caches):
     _in_place_rows("copy_tails", caches=caches[0])
-    P, G, S, D = caches[0].shape
-    strides = caches[0].stride()
+    (P, G, S, D), strides = caches[0].shape, caches[0].stride()
     if any(cache.stride() != strides for cache in caches):
         raise ValueError(f"copy_tails: caches must all have the strides of the first, {strides}")
     addresses = torch.tensor([cache.data_ptr() for cache in caches])

@@ -123,6 +123,14 @@ def _as_tensor(array: Any) -> torch.Tensor:
     return torch.from_dlpack(array)
 
 
+def _are_alike(values: Sequence[Any]) -> bool:
+    """They are tensors of one shape, dtype and device, so that what holds for the first holds for all."""
+    if not all(isinstance(x, torch.Tensor) for x in values):
+        return False
+    shape, dtype, device = values[0].shape, values[0].dtype, values[0].device
+    return all(x.shape == shape and x.dtype is dtype and x.device == device for x in values)
+
+
 @dataclass(frozen=True)
 class Backend:
     """One implementation of an op and where it runs."""
@@ -294,7 +302,10 @@ class Op:
             raise TypeError(f"{self.name}: {arg.name} must be a list of tensors {arg.text!r}, got {type(value).__name__}")
         if not value:
             raise ValueError(f"{self.name}: {arg.name} ({arg.text!r}) must hold at least one tensor, got none")
-        return self._check([arg.element] * len(value), value, dims, dtype, device)
+        if not _are_alike(value):
+            return self._check([arg.element] * len(value), value, dims, dtype, device)
+        _, dtype, device = self._check([arg.element], value[:1], dims, dtype, device)
+        return value, dtype, device
 
     def _check_scalar(self, arg: Arg, value: Any, dims: dict[str, int]) -> None:
         if not isinstance(value, SCALARS[arg.type]) or isinstance(value, bool):

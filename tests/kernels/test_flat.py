@@ -5,7 +5,7 @@ import pytest
 import torch
 from cases import UNREAD, normal
 from hypothesis import given
-from strategies import flat_batches
+from random_cases import flat_batches
 from trees import i32
 
 from tts_kernels import append, attend, copy_tails, plan_pages, prune

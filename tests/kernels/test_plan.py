@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
-from strategies import tree_batches
+from random_cases import tree_batches
 from trees import Tree, dense_attention, depth_first_leaves, filled_pages
 
 import tts_kernels

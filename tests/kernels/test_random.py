@@ -6,7 +6,7 @@ from cases import check_draws
 from conformance import LAYOUTS, compare, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from strategies import CASES
+from random_cases import CASES
 
 import tts_kernels
 

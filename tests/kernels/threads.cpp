@@ -1,9 +1,10 @@
-// Threads that call every kernel at the same moment, on the same inputs and with outputs of their own, must all get the same bits.
-// Built with ThreadSanitizer and without OpenMP, whose barriers it does not know, a race inside the library is a report.
+// Threads that call every kernel at the same moment, on the same inputs and with outputs of their own, must all get the same
+// bits. Built with ThreadSanitizer and without OpenMP, whose barriers it does not know, a race inside the library is a report.
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -67,16 +68,16 @@ void attend(const Inputs& in, int dtype, Results& r) {
   char *keys = r.take<char>(P * page * size), *values = r.take<char>(P * page * size);
   std::memcpy(keys, in.of(dtype), P * page * size);
   std::memcpy(values, static_cast<const char*>(in.of(dtype)) + 64, P * page * size);
-  ok(tts_append(dtype, 2, G, D, P, S, in.of(dtype), G * D, D, in.of(dtype), G * D, D, keys, page, S * D, D, values, page, S * D, D,
-                slots));
+  ok(tts_append(dtype, 2, G, D, P, S, in.of(dtype), G * D, D, in.of(dtype), G * D, D, keys, page, S * D, D, values, page, S * D,
+                D, slots));
   for (const bool is_flat : {false, true}) {
     int32_t *items = r.take<int32_t>(kItems * 3), *item_indptr = r.take<int32_t>(kItems + 1);
     int32_t *spans = r.take<int32_t>(kSpans * 3), *needed = r.take<int32_t>(2);
     ok(is_flat ? tts_plan_pages(2, 3, table, 3, context, indptr, S, kItems, kSpans, items, item_indptr, spans, needed)
                : tts_plan(2, X, P, leaves, indptr, parent, start, length, first, next, S, kItems, kSpans, items, item_indptr,
                           spans, needed));
-    ok(tts_attend(dtype, 2, H, G, D, P, S, needed[1], needed[0], in.of(dtype), H * D, D, keys, page, S * D, D, values, page, S * D,
-                  D, spans, item_indptr, items, 0.2, r.take<char>(2 * H * D * size), r.take<float>(2 * H)));
+    ok(tts_attend(dtype, 2, H, G, D, P, S, needed[1], needed[0], in.of(dtype), H * D, D, keys, page, S * D, D, values, page,
+                  S * D, D, spans, item_indptr, items, 0.2, r.take<char>(2 * H * D * size), r.take<float>(2 * H)));
   }
   void* caches[] = {keys, values};
   const int32_t sources[] = {2}, destinations[] = {7}, counts[] = {2};
@@ -94,9 +95,15 @@ void select(const Inputs& in, Results& r) {
                  r.take<int32_t>(2)));
   int32_t* columns = r.take<int32_t>(6 * X);
   ok(tts_fork(2, X, parents, nodes, columns, columns + X, columns + 2 * X, columns + 3 * X, columns + 4 * X, columns + 5 * X));
-  if (tts_fork(1, X, parents, &total[1], nullptr, nullptr, nullptr, nullptr, nullptr, nullptr) == TTS_OK ||
-      tts_last_error() == nullptr)
-    return;
+}
+
+// The message of an error is the thread's own.
+void fail(int32_t node) {
+  const std::string expected = "fork: values of parents must be in [0, 0), got " + std::to_string(node);
+  const int code = tts_fork(1, 0, &node, &node, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr);
+  if (code == TTS_INVALID_ARGUMENT && tts_last_error() == expected) return;
+  std::fprintf(stderr, "another thread's error: %s\n", tts_last_error());
+  std::exit(1);
 }
 
 void draw(const Inputs& in, Results& r) {
@@ -127,6 +134,7 @@ int main() {
         }
         select(inputs, mine);
         draw(inputs, mine);
+        fail(i);
       }
     });
   for (std::thread& thread : threads) thread.join();

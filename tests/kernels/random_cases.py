@@ -157,10 +157,9 @@ def prune_cases(draw) -> Case:
 @st.composite
 def fork_cases(draw) -> Case:
     num_nodes = draw(st.integers(3, 300))
-    order = np.random.default_rng(draw(SEEDS)).permutation(num_nodes).tolist()
-    count = draw(st.integers(0, num_nodes - 1))
-    parents = draw(st.lists(st.sampled_from(order[count:]), min_size=count, max_size=count))
-    return fork_case(None, parents, order[:count], num_nodes)
+    rng = np.random.default_rng(draw(SEEDS))
+    order, count = rng.permutation(num_nodes), draw(st.integers(0, num_nodes - 1))
+    return fork_case(None, rng.choice(order[count:], count).tolist(), order[:count].tolist(), num_nodes)
 
 
 @st.composite
