@@ -367,11 +367,11 @@ TTS_TARGET_AVX512_BF16 inline __m512 power_of_two(__m512 x, __m512 base) {
   const __m512 shift = _mm512_set1_ps(0x1.8p23f);  // adding it and taking it off again leaves round(x)
   x = _mm512_max_ps(_mm512_set1_ps(-0x1p20f), x);
   const __m512 whole = _mm512_sub_ps(_mm512_add_ps(x, shift), shift), f = _mm512_sub_ps(x, whole);
-  __m512 poly = _mm512_set1_ps(0x1.5f3e54p-10f);
-  poly = _mm512_fmadd_ps(poly, f, _mm512_set1_ps(0x1.3b2d4cp-7f));
-  poly = _mm512_fmadd_ps(poly, f, _mm512_set1_ps(0x1.c6aee8p-5f));
-  poly = _mm512_fmadd_ps(poly, f, _mm512_set1_ps(0x1.ebfbdcp-3f));
-  poly = _mm512_fmadd_ps(poly, f, _mm512_set1_ps(0x1.62e430p-1f));
+  __m512 poly = _mm512_set1_ps(0x1.5bba14p-10f);
+  poly = _mm512_fmadd_ps(poly, f, _mm512_set1_ps(0x1.3cea88p-7f));
+  poly = _mm512_fmadd_ps(poly, f, _mm512_set1_ps(0x1.c6b752p-5f));
+  poly = _mm512_fmadd_ps(poly, f, _mm512_set1_ps(0x1.ebf9bcp-3f));
+  poly = _mm512_fmadd_ps(poly, f, _mm512_set1_ps(0x1.62e42ap-1f));
   poly = _mm512_fmadd_ps(poly, f, _mm512_set1_ps(1.0f));
   return _mm512_scalef_ps(poly, _mm512_sub_ps(whole, base));
 }
