@@ -140,7 +140,7 @@ def attention_case(dtype, tree: Tree, leaves, counts, num_heads, num_kv_heads, d
     exact, lse = dense_attention(q, *pages, contexts, scale)
     plain, _ = dense_attention(q, *pages, contexts, scale, dtype)
     inputs = (q, *pages, made.spans[:spans], made.item_indptr[: items + 1], made.items[:items], scale)
-    # lse is float32 for all dtypes, so it is held to float32's error, and to that of a shorter exp2 where values are halves.
+    # lse is float32 for all dtypes, so it is held to float32's error.
     _, float_lse = dense_attention(q, *pages, contexts, scale, torch.float32)
     lse_bound = allowance(lse, float_lse) + 1e-6
     return Case(inputs, {"out": (exact, allowance(exact, plain)), "lse": (lse, lse_bound)})
