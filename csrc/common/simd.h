@@ -210,18 +210,22 @@ TTS_INLINE float max_lanes(F32x16 value) {
   return value[0] > value[1] ? value[0] : value[1];
 }
 
-// 2^x for x <= 127 within 2 ulp, 0 below -126, NaN for NaN. The polynomial is the minimax one for 2^f on [-.5, .5] (2e-9).
-TTS_INLINE F32x16 exp2(F32x16 x) {
-  const float kShift = 0x1.8p23f;  // adding it leaves round(x) in the low bits
-  const F32x16 shifted = x + kShift, f = x - (shifted - kShift);
+// 2^f for f in [-.5, .5]: the minimax polynomial (2e-9).
+TTS_INLINE F32x16 exp2_fraction(F32x16 f) {
   F32x16 poly = f * 0x1.41fbc6p-13f + 0x1.5f3e54p-10f;
   poly = poly * f + 0x1.3b2d4cp-7f;
   poly = poly * f + 0x1.c6aee8p-5f;
   poly = poly * f + 0x1.ebfbdcp-3f;
   poly = poly * f + 0x1.62e430p-1f;
-  poly = poly * f + 1.0f;
+  return poly * f + 1.0f;
+}
+
+// 2^x for x <= 127 within 2 ulp, 0 below -126, NaN for NaN.
+TTS_INLINE F32x16 exp2(F32x16 x) {
+  const float kShift = 0x1.8p23f;  // adding it leaves round(x) in the low bits
+  const F32x16 shifted = x + kShift, f = x - (shifted - kShift);
   const F32x16 power = bit_cast<F32x16>((bit_cast<U32x16>(shifted) + 127u) << 23);
-  return x < -126.0f ? F32x16{} : poly * power;
+  return x < -126.0f ? F32x16{} : exp2_fraction(f) * power;
 }
 
 // The same 4 elements of 4 rows, or of 8 rows as two halves: rows 0..3 low, rows 4..7 high.

@@ -18,6 +18,7 @@
 #include "common/check.h"
 #include "common/isa.h"
 #include "common/simd.h"
+#include "common/sizes.h"
 #include "common/threads.h"
 #include "common/tiles.h"
 #include "cpu/attend.h"
@@ -28,13 +29,11 @@ namespace tts {
 namespace {
 
 constexpr int64_t kChunk = kTileDepth;  // tokens summed in one step: 32
-constexpr int64_t kBlockTokens = 64;    // tokens laid out at a time: keys, values, scores and weights stay in L1 up to D = 64
+constexpr int64_t kBlockTokens = 64;    // tokens laid out at a time: keys, values, scores and weights stay in L1 up to D = 128
 constexpr int64_t kMinTiles = 4, kMaxTiles = 32;  // per task
 constexpr int64_t kTasksPerThread = 2;
 constexpr int64_t kParallelWork = 1 << 18;  // multiply-adds below which a second thread costs more than it saves
 constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
-
-int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // ---- what is read together
 

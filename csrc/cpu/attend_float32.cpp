@@ -14,6 +14,7 @@
 
 #include "common/check.h"
 #include "common/simd.h"
+#include "common/sizes.h"
 #include "common/threads.h"
 #include "cpu/attend.h"
 
@@ -28,8 +29,6 @@ constexpr int64_t kMinSharers = 8;          // rows that must share values befor
 constexpr int64_t kPhases = 4;              // partial sums of the values: hides the latency of dependent multiply-adds
 constexpr int64_t kParallelWork = 1 << 17;  // multiply-adds below which a second thread costs more than it saves
 constexpr float kLog2E = 1.44269504088896341f;
-
-int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // Which items a block of queries reads, and the room that its contexts need.
 struct Schedule {

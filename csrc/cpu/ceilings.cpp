@@ -10,6 +10,7 @@
 #include "common/check.h"
 #include "common/isa.h"
 #include "common/simd.h"
+#include "common/sizes.h"
 #include "common/threads.h"
 #include "common/tiles.h"
 
@@ -88,8 +89,6 @@ class Buffer {
   int64_t part_;
   char* memory_;
 };
-
-int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 // Bytes of the data cache of `level` (2 or 3), `unknown` where the system does not say.
 int64_t cache_bytes(int level, int64_t unknown) {

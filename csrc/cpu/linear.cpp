@@ -12,6 +12,7 @@
 #include "common/check.h"
 #include "common/isa.h"
 #include "common/simd.h"
+#include "common/sizes.h"
 #include "common/threads.h"
 #include "common/tiles.h"
 
@@ -25,8 +26,6 @@ constexpr int64_t kStrip = 4;                      // panels that a thread takes
 constexpr int64_t kChunkBytes = 1 << 20;           // of x per chunk of rows: half of a usual L2
 constexpr int64_t kMinChunkRows = 64, kMaxChunkRows = 256;
 constexpr int64_t kParallelWork = 1 << 17;  // multiply-adds below which a second thread costs more than it saves
-
-int64_t in_blocks(int64_t size, int64_t block) { return (size + block - 1) / block; }
 
 struct Linear {
   int64_t M, N, K, x_stride;

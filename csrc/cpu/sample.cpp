@@ -74,13 +74,7 @@ TTS_INLINE double sum_lanes(F64x8 lanes) {
 TTS_INLINE F32x16 exp2_product(F32x16 x, float factor, float least) {
   const float kShift = 0x1.8p23f + 127;  // adding it leaves round(factor * x) + 127 in the low bits
   const F32x16 shifted = x * factor + kShift, f = x * factor - (shifted - kShift);
-  F32x16 poly = f * 0x1.41fbc6p-13f + 0x1.5f3e54p-10f;
-  poly = poly * f + 0x1.3b2d4cp-7f;
-  poly = poly * f + 0x1.c6aee8p-5f;
-  poly = poly * f + 0x1.ebfbdcp-3f;
-  poly = poly * f + 0x1.62e430p-1f;
-  poly = poly * f + 1.0f;
-  return x <= least ? F32x16{} : poly * bit_cast<F32x16>(bit_cast<U32x16>(shifted) << 23);
+  return x <= least ? F32x16{} : exp2_fraction(f) * bit_cast<F32x16>(bit_cast<U32x16>(shifted) << 23);
 }
 
 // most = the largest logit of each lane of a block, sums[f] = the sums of 2^(factors[f] * (logit - most)), both per lane: nothing
