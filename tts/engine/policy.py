@@ -98,6 +98,8 @@ class Policy:
         widths = move.widths
         if len(widths) != len(move.nodes) or min(widths, default=0) < 0:
             raise ValueError(f"Expand: widths must be one number >= 0 for each of the {len(move.nodes)} nodes, got {widths}")
+        if isinstance(move.until, Tokens) and move.until.count == 0:
+            return self._expand_empty(session, move)
         recipe = self._recipe(session, move)
         ticket = Ticket(session, [None] * sum(widths), sum(widths))
         index = 0
@@ -114,6 +116,15 @@ class Policy:
             self._wait(Group(self._num_expansions, session, parent, rows))
             index += width
         self._num_expansions += 1
+        return self._opened(ticket)
+
+    def _expand_empty(self, session: Session, move: Expand) -> Ticket:
+        """Children without tokens: nothing is drawn and nothing charged but a prompt that is new."""
+        ticket = Ticket(session, [], 0)
+        for source, width in zip(move.nodes, move.widths):
+            parent = self._node(session, source)
+            ticket.results += [Node(parent, (), b"", "cut", parent.key, parent.prompt) for _ in range(width)]
+        session.nodes += ticket.results
         return self._opened(ticket)
 
     def embed(self, session: Session, move: Embed) -> Ticket:

@@ -4,54 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tts import grading
 from tts.tasks.base import Message
+from tts.tasks.prompts import PROMPTS, TEMPLATES, Prompt
 
 MAX_QUESTION_LENGTH = 100_000
 
-
-@dataclass(frozen=True)
-class Prompt:
-    """A system prompt as its source has it: published figures hold for these very words. Another wording is another version."""
-
-    system: str
-    source: str
-    version: int = 1
-
-
-PROMPTS: Mapping[str, Prompt] = {
-    "search-and-learn": Prompt(
-        source="huggingface/search-and-learn, src/sal/config.py: Config.system_prompt (Apache-2.0)",
-        system=r"""Solve the following math problem efficiently and clearly:
-
-- For simple problems (2 steps or fewer):
-Provide a concise solution with minimal explanation.
-
-- For complex problems (3 steps or more):
-Use this step-by-step format:
-
-## Step 1: [Concise description]
-[Brief explanation and calculations]
-
-## Step 2: [Concise description]
-[Brief explanation and calculations]
-
-...
-
-Regardless of the approach, always conclude with:
-
-Therefore, the final answer is: $\boxed{answer}$. I hope it is correct.
-
-Where [answer] is just the final number or expression that solves the problem.""",
-    ),
-    "qwen": Prompt(
-        source="RyanLiu112/compute-optimal-tts, src/reason/evaluation/evaluate.py: cot_prompt_dict['qwen'] (MIT)",
-        system=r"Please reason step by step, and put your final answer within \boxed{}.",
-    ),
-}
 
 _TERMINAL = re.compile(
     r"""(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]                # control sequences: colours, cursor
@@ -64,17 +24,21 @@ _TERMINAL = re.compile(
 class Math:
     """The task `math`: one question, a solution in steps, its answer in the last ``\\boxed``, equality by math-verify.
 
-    `prompt` names one of `PROMPTS`; the task's one template, ``"solve"``, is that system prompt and the question.
+    `prompt` is one of `tts.tasks.prompts.PROMPTS` by name, or a `Prompt` of your own; `template` one of its `TEMPLATES` by
+    name, by default the model's own chat template. The task's one template, ``"solve"``, is that prompt and the question.
     """
 
     name = "math"
     step_stop: tuple[str, ...] = ("\n\n",)
     max_tokens = 2048
 
-    def __init__(self, prompt: str = "search-and-learn") -> None:
-        if prompt not in PROMPTS:
+    def __init__(self, prompt: str | Prompt = "search-and-learn", template: str | None = None) -> None:
+        if isinstance(prompt, str) and prompt not in PROMPTS:
             raise ValueError(f"unknown prompt {prompt!r}: expected one of {', '.join(PROMPTS)}")
-        self.prompt = PROMPTS[prompt]
+        if template is not None and template not in TEMPLATES:
+            raise ValueError(f"unknown chat template {template!r}: expected one of {', '.join(TEMPLATES)}, or none")
+        self.prompt = PROMPTS[prompt] if isinstance(prompt, str) else prompt
+        self.template = None if template is None else TEMPLATES[template]
 
     def check(self, question: str) -> None:
         """Raise `ValueError` for a question that is blank or above 100,000 characters."""
@@ -87,7 +51,11 @@ class Math:
         """The chat for `question`; `previous` and `fields` do not enter the template ``"solve"``, the only one there is."""
         if template != "solve":
             raise ValueError(f"unknown template {template!r} of task {self.name!r}: expected 'solve'")
-        return [{"role": "system", "content": self.prompt.system}, {"role": "user", "content": question}]
+        asked = question + self.prompt.suffix
+        if self.template is not None:
+            return self.template.render(self.prompt.system, asked)
+        system = [{"role": "system", "content": self.prompt.system}] if self.prompt.system else []
+        return [*system, {"role": "user", "content": asked}]
 
     def extract(self, text: str) -> str | None:
         """`grading.extract`: the content of the last complete box."""
