@@ -46,13 +46,15 @@ class Meter:
     """Nominal: 2 x active parameters x (prompt + drawn tokens)."""
     verifier_flops: float = 0.0
     policy_attention_flops: float = 0.0
-    """Of the same tokens, beyond the parameters: no part of `flops`."""
+    """Of the same tokens, beyond the parameters: no part of `flops`. Branches that `All(stop)` cut short are not in it."""
     verifier_attention_flops: float = 0.0
 
     reprefilled_tokens: int = 0
     """Tokens read a second time because their pages had been given away."""
     reprefilled_flops: float = 0.0
     """Nominal, of those tokens: no part of `flops`."""
+    cancelled_tokens: int = 0
+    """Tokens that branches drew beyond the point at which `All(stop)` ended them; up to it they count as drawn."""
     seconds: float = 0.0
     """From the start of the problem's first move to its answer; problems overlap."""
 
@@ -70,16 +72,6 @@ class Meter:
     def attention_flops(self) -> float:
         return self.policy_attention_flops + self.verifier_attention_flops
 
-    def charge_prompt(self, model: Charged, begin: int, end: int) -> None:
-        """The policy reads the tokens at positions `begin` to `end` of a branch, given and not drawn."""
-        self.prompt_tokens += end - begin
-        self._charge_policy(model, begin, end)
-
-    def charge_drawn(self, model: Charged, begin: int, end: int) -> None:
-        """The policy draws the tokens at positions `begin` to `end` of a branch."""
-        self.policy_tokens += end - begin
-        self._charge_policy(model, begin, end)
-
     def charge_verifier(self, model: Charged, begin: int, end: int) -> None:
         """A verifier reads the tokens at positions `begin` to `end` of a branch for the first time."""
         self.verifier_tokens += end - begin
@@ -91,8 +83,8 @@ class Meter:
         self.reprefilled_tokens += count
         self.reprefilled_flops += model.flops_per_token * count
 
-    def _charge_policy(self, model: Charged, begin: int, end: int) -> None:
-        self.policy_flops += model.flops_per_token * (end - begin)
+    def charge_attention(self, model: Charged, begin: int, end: int) -> None:
+        """The policy's tokens at positions `begin` to `end` of a branch attended to those before them."""
         self.policy_attention_flops += model.attention_flops_per_context * context(begin, end)
 
     def __add__(self, other: Meter) -> Meter:

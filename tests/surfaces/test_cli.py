@@ -164,17 +164,6 @@ def test_the_columns_are_those_of_search_and_learn_and_ours_behind_them(monkeypa
     preds = [f"pred_{name}@{k}" for k in (1, 2, 4) for name in ("naive", "weighted", "maj")]
     ours = ["finish_reasons", "prompt_tokens", "verifier_tokens", "flops", "wall_s", "seed", "config_hash", "grader"]
     ours += ["error", "schema_version"]
-        "finish_reasons",
-        "prompt_tokens",
-        "verifier_tokens",
-        "flops",
-        "wall_s",
-        "seed",
-        "config_hash",
-        "grader",
-        "error",
-        "schema_version",
-    ]
     for row in rows:
         assert list(row) == [*theirs, *preds, *(p.replace("pred", "correct") for p in preds), *ours]
         assert len(row["completions"]) == len(row["scores"]) == len(row["completion_tokens"]) == 4

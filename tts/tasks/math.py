@@ -30,6 +30,7 @@ class Math:
 
     name = "math"
     step_stop: tuple[str, ...] = ("\n\n",)
+    templates = ("solve",)
     max_tokens = 2048
 
     def __init__(self, prompt: str | Prompt = "search-and-learn", template: str | None = None) -> None:
