@@ -105,3 +105,14 @@ class Meter:
 def context(begin: int, end: int) -> int:
     """The tokens that those at positions `begin` to `end` attend to, all together: each to itself and all before it."""
     return (end * (end + 1) - begin * (begin + 1)) // 2
+
+
+def matched_inference(size_ratio: float, token_ratio: float) -> float:
+    """How many times the inference tokens a model may spend at the total FLOPs of one `size_ratio` times its size.
+
+    M + 3 (M - 1) / R with R = inference tokens / pretraining tokens (Snell et al. 2024, section 7): 6 P D for pretraining and
+    2 P D for inference, both models pretrained on the same data. Raises `ValueError` unless M >= 1 and R > 0.
+    """
+    if not (size_ratio >= 1 and token_ratio > 0):
+        raise ValueError(f"need size_ratio >= 1 and token_ratio > 0, got {size_ratio} and {token_ratio}")
+    return size_ratio + 3 * (size_ratio - 1) / token_ratio

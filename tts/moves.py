@@ -112,7 +112,12 @@ class Resample:
             raise ValueError(f"Resample: scheme must be systematic or multinomial, got {self.scheme!r}")
 
 
-Rule = Top | Softmax | Resample
+@dataclass(frozen=True)
+class Proportional:
+    """DORA: children in proportion to `exp(value)`, rounded to the nearest; what rounding leaves goes to the best."""
+
+
+Rule = Top | Softmax | Resample | Proportional
 
 
 @dataclass
@@ -172,6 +177,7 @@ __all__ = [
     "Moves",
     "Node",
     "Prompt",
+    "Proportional",
     "Resample",
     "Rule",
     "Score",

@@ -31,8 +31,23 @@ def test_every_prompt_names_its_source_and_version():
 def test_unknown_prompts_and_templates_are_refused_with_the_names_that_exist():
     with pytest.raises(ValueError, match="'llama'.*search-and-learn, qwen"):
         Math(prompt="llama")
-    with pytest.raises(ValueError, match="'revise'.*'solve'"):
-        TASK.render("revise", "1+1?", [], {})
+    with pytest.raises(ValueError, match="'judge'.*solve, think, revise"):
+        TASK.render("judge", "1+1?", [], {})
+
+
+def test_templates_show_the_earlier_answers_where_each_has_its_place():
+    contents = {name: [m["content"] for m in TASK.render(name, "1+1?", [" one", "two ", "three"], {})] for name in TASK.templates}
+    roles = {name: [m["role"] for m in TASK.render(name, "1+1?", ["one", "two"], {})] for name in TASK.templates}
+    assert contents["solve"] == contents["think"] == [TASK.prompt.system, "1+1?"]
+    assert contents["revise"][1].startswith("1+1?\n\nAttempt 1:\none\n\nAttempt 2:\ntwo\n\nAttempt 3:\nthree\n\n")
+    assert contents["correct"][2] == "three" and contents["debate"][2] == " one"
+    assert contents["debate"][3].startswith("Agent 1:\ntwo\n\nAgent 2:\nthree\n\n")
+    assert roles["revise"] == ["system", "user"] and roles["correct"] == roles["debate"] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+    ]
 
 
 @pytest.mark.parametrize("question", ["", "  \n\t "])
@@ -94,7 +109,7 @@ def test_a_prompt_of_ones_own_is_taken_as_it_is():
 
 
 def test_the_template_of_search_and_learn_trims_nothing_of_the_question_and_has_no_date_of_today():
-    text = Math(template="search-and-learn").render("solve", " {question} is 1+1?\n", [], {})
+    text = Math(chat="search-and-learn").render("solve", " {question} is 1+1?\n", [], {})
     assert text.startswith("<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n")
     assert "Today Date: 26 Jul 2024\n\nSolve the following math problem" in text
     assert text.endswith(
@@ -104,4 +119,4 @@ def test_the_template_of_search_and_learn_trims_nothing_of_the_question_and_has_
 
 def test_an_unknown_chat_template_is_refused():
     with pytest.raises(ValueError, match="unknown chat template 'llama': expected one of search-and-learn"):
-        Math(template="llama")
+        Math(chat="llama")

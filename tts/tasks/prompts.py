@@ -5,8 +5,10 @@ Presets are named and versioned. Another wording is another version, never a cha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from tts.tasks.base import Message
 
 
 @dataclass(frozen=True)
@@ -21,15 +23,23 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Template:
-    """A whole chat as one text with the places `{system}` and `{question}`, in place of the model's own chat template."""
+    """How a chat is written as one text, in place of the model's own chat template; `{text}` is a message's content."""
 
-    text: str
+    system: str
+    user: str
+    assistant: str
+    opening: str
+    """What opens the assistant's turn that the model is to write."""
     source: str
     version: int = 1
 
-    def render(self, system: str, question: str) -> str:
-        """The prompt's text. Nothing is trimmed but the system prompt; braces in either stay as they are."""
-        return self.text.format(system=system.strip(), question=question)
+    def render(self, messages: Sequence[Message]) -> str:
+        """The prompt's text. Nothing is trimmed but the system prompt; braces in a message stay as they are."""
+        said = []
+        for message in messages:
+            role, text = message["role"], message["content"]
+            said.append(getattr(self, role).format(text=text.strip() if role == "system" else text))
+        return "".join(said) + self.opening
 
 
 _IN_A_BOX = r"Please reason step by step, and put your final answer within \boxed{}."
@@ -81,8 +91,10 @@ TEMPLATES: Mapping[str, Template] = {
     "search-and-learn": Template(
         source="what Config.custom_chat_template of huggingface/search-and-learn makes of a chat without tools, with its fixed "
         "date; the tokenizer adds the beginning-of-text token",
-        text="<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
-        "{system}<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n{question}<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        system="<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
+        "Today Date: 26 Jul 2024\n\n{text}<|eot_id|>",
+        user="<|start_header_id|>user<|end_header_id|>\n\n{text}<|eot_id|>",
+        assistant="<|start_header_id|>assistant<|end_header_id|>\n\n{text}<|eot_id|>",
+        opening="<|start_header_id|>assistant<|end_header_id|>\n\n",
     ),
 }
