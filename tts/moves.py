@@ -145,6 +145,9 @@ class All:
 
     Results are judged in the order of (tokens that the branch decoded, index), which no batch changes: `stop` gets the results
     so far in that order, and where it says True the other branches are ended, whatever they have in flight.
+
+    Children are numbered in the order in which they are asked for: a node that several branches expand should be expanded by
+    each in its first move, or the draws depend on which branch comes first.
     """
 
     branches: Sequence[Generator]

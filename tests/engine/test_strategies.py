@@ -5,7 +5,7 @@ import json
 import pytest
 from runs import answers, is_empty, outcomes, requests, transcript
 
-from tts.record import dump, replay
+from tts.record import replay
 from tts.strategies import STRATEGIES
 from tts.tasks.base import Thinking
 from tts.tasks.chain import Chain
@@ -53,12 +53,10 @@ def test_a_strategy_leaves_no_page_replays_and_does_not_depend_on_the_batch(make
     assert repr([transcript(o) for o in found]) == repr([transcript(o) for o in again])  # NaN is NaN
     assert [o.session.meter.search_cost() for o in found] == [o.session.meter.search_cost() for o in again]
     for outcome in found:
-        problem, meter = outcome.request.problem, outcome.session.meter
+        meter = outcome.session.meter
         assert outcome.leaves and meter.policy_tokens == sum(node.cost for node in outcome.session.nodes)
         assert all(sum(len(step.tokens) for step in x.path) <= EveryTemplate.max_tokens for x in outcome.leaves)
-        request = outcome.request
-        record = dump(request.strategy, request.parameters, problem.question, problem.id, request.seed, outcome.log)
-        replayed = replay(json.loads(json.dumps(record, allow_nan=False)), search.task)
+        replayed = replay(json.loads(json.dumps(outcome.record(), allow_nan=False)), search.task)
         assert [replica(x) for x in replayed] == [replica(x) for x in outcome.leaves]
 
 

@@ -27,7 +27,7 @@ class Gibbs(Particles):
     iterations: int = parameter(2, "filters in a row, each but the first with a reference drawn from the one before", 1, 100)
 
 
-@strategy("particle_filter", source="Puri et al. 2025, arXiv 2502.01618, algorithm 1")
+@strategy("particle_filter", source="Puri et al. 2025, arXiv 2502.01618")
 def particle_filter(problem: SearchProblem, p: Particles) -> Moves:
     """N particles; each round resamples N of them with probability softmax(w) and draws one step of each that has not ended.
 
@@ -36,7 +36,7 @@ def particle_filter(problem: SearchProblem, p: Particles) -> Moves:
     return (yield from run_filter(problem, p))
 
 
-@strategy("particle_gibbs", source="Puri et al. 2025, arXiv 2502.01618, algorithm 2")
+@strategy("particle_gibbs", source="Puri et al. 2025, arXiv 2502.01618")
 def particle_gibbs(problem: SearchProblem, p: Gibbs) -> Moves:
     """Particle filters in a row; each keeps one reference trajectory of the one before, drawn with probability softmax(w).
 
@@ -50,7 +50,7 @@ def particle_gibbs(problem: SearchProblem, p: Gibbs) -> Moves:
     return particles
 
 
-@strategy("entropic_particle_filter", source="Yu et al. 2025, arXiv 2510.05825")
+@strategy("entropic_particle_filter", source="Giannone et al. 2025, arXiv 2510.05825 (entropic annealing)")
 def entropic_particle_filter(problem: SearchProblem, p: Particles) -> Moves:
     """A particle filter that flattens its weights early on, while few particles hold most of the weight."""
     return (yield from run_filter(problem, p, is_entropic=True))
