@@ -55,7 +55,8 @@ class Expand:
 
     An expansion over several steps makes a chain of nodes, one a step, and gives its leaf. `prefix` is forced text before the
     drawn tokens, charged as prompt; only with one may a node that has ended be expanded. `temperature` 0 is greedy and does not
-    number the child among its siblings. `stats` names statistics to keep of each node: `confidence`, `certainty`.
+    number the child among its siblings. `stats` names statistics to keep of each node: `confidence`, `certainty`. Where the
+    ceiling on an answer's tokens leaves no room, the child is a node without tokens that ends with `length` and costs nothing.
     """
 
     nodes: Sequence[Node | Prompt]

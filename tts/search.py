@@ -247,8 +247,10 @@ class Search:
         for node in unscored:
             self._scoring.setdefault((move.by, node), []).append(run)
         if new:
-            session = run.outcome.session
-            self.verifiers[move.by].submit(run.outcome.request.problem.question, new, session.meter)
+            question, session = run.outcome.request.problem.question, run.outcome.session
+            for root in dict.fromkeys(node.root for node in new if node.prompt.previous):  # longer than what `check` saw
+                self.verifiers[move.by].check(question, len(root.tokens), session.max_tokens)
+            self.verifiers[move.by].submit(question, new, session.meter)
         if not unscored:
             self._ready.append((run, [node.scores[move.by] for node in move.nodes]))
 

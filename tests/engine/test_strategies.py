@@ -1,6 +1,7 @@
 """Every strategy on the real engine: clean pools, records that replay, no dependence on the batch, and what equals what."""
 
 import json
+import math
 
 import pytest
 from runs import answers, is_empty, outcomes, requests, transcript
@@ -9,6 +10,7 @@ from tts.record import replay
 from tts.strategies import STRATEGIES
 from tts.tasks.base import Thinking
 from tts.tasks.chain import Chain
+from tts.verifiers.base import Function
 
 
 class EveryTemplate(Chain):
@@ -29,7 +31,7 @@ SMALL = {
     "deepconf_offline": {"window": 4, "keep": 50.0},
     "speculative_rejection": {"every": 9},
     "budget_forcing": {"waits": 1, "max_thinking": 20},
-    "hybrid": {"max_drawn": 300},
+    "hybrid": {"max_drawn": 150},
     "esc": {"window": 2},
     "sequential_revision": {"chains": 2},
     "self_correction": {"rounds": 1},
@@ -62,6 +64,17 @@ def test_a_strategy_leaves_no_page_replays_and_does_not_depend_on_the_batch(make
 
 def replica(leaf):
     return [(step.tokens, step.end, step.scores, step.running, repr(step.logprobs)) for step in leaf.path]
+
+
+@pytest.mark.parametrize(
+    "scores", [lambda n: [math.nan] * n, lambda n: [0.5] * (n - 1), lambda n: [0.5] * n], ids=["NaN", "wrong length", "constant"]
+)
+def test_a_verifier_that_says_nothing_ends_no_strategy_with_an_exception(make_search, scores):
+    search = with_every_template(make_search(verifier=Function(lambda question, steps: scores(len(steps)))))
+    guided = sorted(name for name, strategy in STRATEGIES.items() if strategy.needs_verifier)
+    for name in guided:
+        for outcome in outcomes(search, requests(name, count=1, n=3, **SMALL.get(name, {}))):
+            assert len(outcome.leaves) >= 1 and is_empty(search), name
 
 
 ONE = [
