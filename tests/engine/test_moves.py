@@ -128,8 +128,8 @@ def sample(problem, name, width=1, temperature=None):
     return (yield Expand([replace(problem.root, fields=(("branch", name),))], width, Answer(), temperature=temperature))
 
 
-@pytest.mark.parametrize("sizes", [{}, {"max_rows": 2, "max_batch_tokens": 4}, {"num_pages": 24}, {"page_size": 3}])
-@pytest.mark.parametrize("num_wanted", [1, 3, 8])
+@pytest.mark.parametrize("sizes", [{"max_rows": 2, "max_batch_tokens": 4}, {"num_pages": 24}])
+@pytest.mark.parametrize("num_wanted", [1, 5])
 def test_stop_judges_results_in_order_of_tokens_whatever_the_batch(make_search, sizes, num_wanted):
     def run(problem, kept):
         def stop(results):
