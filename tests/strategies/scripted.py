@@ -137,6 +137,8 @@ class ScriptedEngine:
     def grow(self, parent, move):
         """One child: a chain of steps of which the last is given."""
         assert move.prefix or not parent.is_done, "a branch that has ended was expanded"
+        if move.until == Tokens(0):
+            return Node(parent, (), b"", "cut", parent.key, parent.prompt)
         key = parent.key if move.temperature == 0 else self.lineage(parent)
         before, node, num_steps = list(solution(parent)), parent, 0
         left = [MAX_TOKENS - len(before)]

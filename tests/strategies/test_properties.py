@@ -14,7 +14,15 @@ from tts.moves import All, Expand
 from tts.record import dump, replay
 from tts.strategies import STRATEGIES
 
-SMALL = {"n": (1, 12), "max_steps": (1, 8), "max_drawn": (1, 200), "iterations": (1, 3), "rounds": (1, 3), "waits": (0, 3)}
+SMALL = {
+    "n": (1, 12),
+    "max_steps": (1, 8),
+    "max_drawn": (1, 200),
+    "iterations": (1, 3),
+    "rounds": (1, 3),
+    "waits": (0, 3),
+    "lookahead": (0, 3),
+}
 """Ranges that keep a search short; every other parameter is drawn from the whole of its own."""
 
 POLICIES = {
@@ -35,7 +43,7 @@ VERIFIERS = {
 
 EXACTLY_N = {
     *("ab_mcts", "beam", "best_of_n", "budget_forcing", "debate", "dora", "dvts", "entropic_particle_filter", "lookahead"),
-    *("particle_filter", "particle_gibbs", "rebase", "self_correction", "sequential_revision"),
+    *("particle_filter", "particle_gibbs", "rebase", "search_and_learn_dvts", "self_correction", "sequential_revision"),
 }
 
 
@@ -50,6 +58,10 @@ def most_children(name, p):
         "budget_forcing": lambda: p.n * (2 + p.waits),
         "speculative_rejection": lambda: p.n * math.ceil(MAX_TOKENS / p.every),
         "hybrid": lambda: p.max_drawn,
+        **dict.fromkeys(
+            ("search_and_learn_beam", "search_and_learn_dvts"),
+            lambda: p.n * rounds * (1 + (p.lookahead > 0) + p.empty_step),
+        ),
     }.get(name, lambda: p.n * rounds)()
 
 
@@ -62,8 +74,12 @@ def parameters(draw, strategy):
             given[field.name] = draw(st.sampled_from(field.metadata["choices"]))
         elif kind is int:
             given[field.name] = draw(st.integers(*SMALL.get(field.name, (low, high))))
-        else:
+        elif kind is bool:
+            given[field.name] = draw(st.booleans())
+        elif kind is float:
             given[field.name] = draw(st.floats(low, high))
+    if strategy.name == "search_and_learn_dvts":  # its subtrees must divide n
+        given["expand"] = draw(st.sampled_from([m for m in range(1, given["n"] + 1) if given["n"] % m == 0]))
     return given
 
 

@@ -17,7 +17,7 @@ from tts.moves import Allocate, Expand, Steps, Tokens
 from tts.presets.columns import Scoring, columns
 from tts.selection import exact
 from tts.solver import Candidate, Result, Step
-from tts.strategies import SearchProblem, find
+from tts.strategies import find
 from tts.tasks.base import Problem
 from tts.tree import Node
 
@@ -90,13 +90,21 @@ class TreeEngine(ScriptedEngine):
             if end != "step" or (isinstance(move.until, Steps) and num_steps == move.until.count):
                 return node
 
+    def allocate(self, move):
+        """The best k of each group, one child each at least; in float64, so that no two values are equal that were not."""
+        values, widths = list(move.values), [0] * len(move.nodes)
+        groups = [0] * len(values) if move.groups is None else list(move.groups)
+        for group in dict.fromkeys(groups):
+            rows = [i for i, g in enumerate(groups) if g == group and math.isfinite(values[i])]
+            for i in sorted(rows, key=lambda i: -values[i])[: move.rule.k]:
+                widths[i] = 1
+        return widths
+
 
 def run(name, tree, verifier=None, **parameters):
     """The engine after the search and the answers of the strategy."""
     engine = TreeEngine(tree, verifier)
-    strategy = find(name)
-    made = strategy.make_parameters(parameters)
-    return engine, engine.drive(strategy.run(SearchProblem("a question", "0", tree.seed), made))
+    return engine, engine.run(name, **parameters)
 
 
 # ---- the second statement
