@@ -248,13 +248,13 @@ class Model:
 
     @property
     def eos_ids(self) -> list[int]:
-        """Every id that ends a text: the generation config's list, the model's, the tokenizer's."""
+        """Every id that ends a text and that the head can give: the generation config's list, the model's, the tokenizer's."""
         generation = getattr(self.inner, "generation_config", None)
         found: list[int] = []
         for holder in (generation, self.config, self.tokenizer):
             ids = getattr(holder, "eos_token_id", None)
             found += ids if isinstance(ids, list) else [] if ids is None else [ids]
-        return sorted(set(found))
+        return sorted({i for i in found if i < self.config.vocab_size})
 
     def encode(self, prompt: str | Sequence[dict[str, str]]) -> list[int]:
         """Token ids of a prompt: plain text as it is, messages through the chat template with the assistant's turn opened."""
