@@ -22,6 +22,13 @@ def pytest_addoption(parser):
         metavar="N",
         help="random calls of each op in tests/kernels/test_random.py (default 25; a full run takes 20000)",
     )
+    parser.addoption(
+        "--search-cases",
+        type=int,
+        default=15,
+        metavar="N",
+        help="random parameters of each strategy in tests/strategies/test_properties.py (default 15; a full run takes 500)",
+    )
 
 
 @pytest.fixture(scope="session")
@@ -40,10 +47,11 @@ def make_search(zoo_models):
     from tts.tasks.chain import Chain
     from tts.verifiers.likelihood import Likelihood
 
-    def make(num_pages=4000, page_size=8, max_rows=256, max_batch_tokens=512, verifier=None, verifier_pages=None):
+    def make(num_pages=4000, page_size=8, max_rows=256, max_batch_tokens=512, verifier=None, verifier_pages=None, models=None):
         small, large = zoo_models
         policy = Policy(small, num_pages, page_size, max_rows, max_batch_tokens)
         judge = verifier or Likelihood(large, verifier_pages or num_pages, page_size, max_batch_tokens)
-        return Search(policy, {"prm": judge}, Chain())
+        others = {name: Policy(model, num_pages, page_size, max_rows, max_batch_tokens) for name, model in (models or {}).items()}
+        return Search(policy, {"prm": judge}, Chain(), others)
 
     return make

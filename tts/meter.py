@@ -27,6 +27,8 @@ class Meter:
 
     reprefilled_tokens: int = 0
     """Tokens read a second time because their pages had been given away."""
+    cancelled_tokens: int = 0
+    """Tokens that branches drew beyond the point at which `All(stop)` ended them; up to it they count as drawn."""
     seconds: float = 0.0
     """From the start of the problem's first move to its answer; problems overlap."""
 
@@ -44,3 +46,14 @@ class Meter:
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self) | {"flops": self.flops}
+
+
+def matched_inference(size_ratio: float, token_ratio: float) -> float:
+    """How many times the inference tokens a model may spend at the total FLOPs of one `size_ratio` times its size.
+
+    M + 3 (M - 1) / R with R = inference tokens / pretraining tokens (Snell et al. 2024, section 7): 6 P D for pretraining and
+    2 P D for inference, both models pretrained on the same data. Raises `ValueError` unless M >= 1 and R > 0.
+    """
+    if not (size_ratio >= 1 and token_ratio > 0):
+        raise ValueError(f"need size_ratio >= 1 and token_ratio > 0, got {size_ratio} and {token_ratio}")
+    return size_ratio + 3 * (size_ratio - 1) / token_ratio

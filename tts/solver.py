@@ -27,6 +27,8 @@ from tts.verifiers.prm import PRM, TokenClassificationPRM
 
 VERIFIER = "prm"
 """The name under which strategies ask for the solver's verifier."""
+SELECT = (*selection.RULES, "hierarchical")
+"""Ways to choose the answer."""
 
 
 @dataclass(frozen=True)
@@ -166,9 +168,10 @@ class Solver:
     ) -> Iterator[tuple[int, Result]]:
         """Search many problems at once, giving `(index, result)` as each is done.
 
-        `select` is `majority`, `max` or `weighted` (default: weighted with a verifier, else majority); `answer_agg` makes one
-        score of an answer's step scores: `last`, `min`, `prod`, `mean`. `seed`, `temperature`, `top_p`, `top_k`, `min_p` and
-        `max_tokens` say how tokens are drawn. All other options are the strategy's own parameters.
+        `select` is `majority`, `max`, `weighted` or `hierarchical` (weighted in each chain of revisions, then across them); the
+        default is the strategy's own, mostly weighted with a verifier and else majority. `answer_agg` makes one score of an
+        answer's step scores: `last`, `min`, `prod`, `mean`. `seed`, `temperature`, `top_p`, `top_k`, `min_p` and `max_tokens`
+        say how tokens are drawn. All other options are the strategy's own parameters.
         """
         for index, outcome in self._run(problems, strategy, select=select, answer_agg=answer_agg, **options):
             yield index, self._result(outcome, select, answer_agg)
@@ -211,22 +214,26 @@ class Solver:
 
     def _errors(self, strategy: Strategy, select: str | None, answer_agg: str) -> list[str]:
         found = []
-        if select is not None and select not in selection.RULES:
-            found.append(f"select must be one of {', '.join(selection.RULES)}, got {select!r}")
+        if select is not None and select not in SELECT:
+            found.append(f"select must be one of {', '.join(SELECT)}, got {select!r}")
         if answer_agg not in strategies.base.AGGREGATIONS:
             found.append(f"answer_agg must be one of {', '.join(strategies.base.AGGREGATIONS)}, got {answer_agg!r}")
-        if not self.has_verifier and (strategy.needs_verifier or select in ("max", "weighted")):
+        if select not in (None, "majority") and strategy.score is None:
+            found.append(f"select must be majority for strategy {strategy.name}, which scores no answers; got {select!r}")
+        elif not self.has_verifier and (
+            strategy.needs_verifier or (select in ("max", "weighted") and strategy.score == VERIFIER)
+        ):
             what = f"strategy {strategy.name}" if strategy.needs_verifier else f"select={select!r}"
             found.append(f"{what} needs a verifier: give Solver(verifier=...)")
         return found
 
     def _result(self, outcome: Outcome, select: str | None, answer_agg: str) -> Result:
         request, leaves = outcome.request, outcome.leaves
-        candidates = [_candidate(leaf, self.task, answer_agg) for leaf in leaves]
-        rule = select or ("weighted" if self.has_verifier else "majority")
+        candidates = [_candidate(leaf, self.task, answer_agg, request.strategy.score or VERIFIER) for leaf in leaves]
+        rule = select or self._default_rule(request.strategy)
         winner = None
         if candidates:
-            winner = selection.select([c.answer for c in candidates], [c.score for c in candidates], rule, self.task.group)
+            winner = self._select(leaves, [c.answer for c in candidates], [c.score for c in candidates], rule)
         return Result(
             problem=request.problem,
             answer=None if winner is None else candidates[winner].answer,
@@ -239,6 +246,16 @@ class Solver:
             seed=request.seed,
             error=None if outcome.error is None else f"{type(outcome.error).__name__}: {outcome.error}",
         )
+
+    def _select(self, leaves: Sequence[Node], answers: list[str | None], scores: list[float], rule: str) -> int:
+        if rule == "hierarchical":
+            chains = [leaves.index(leaf.origin) if leaf.origin in leaves else -1 - i for i, leaf in enumerate(leaves)]
+            return selection.hierarchical(answers, scores, chains, self.task.group)
+        return selection.select(answers, scores, rule, self.task.group)
+
+    def _default_rule(self, strategy: Strategy) -> str:
+        has_scores = self.has_verifier if strategy.score == VERIFIER else strategy.score is not None
+        return (strategy.select or "weighted") if has_scores else "majority"
 
     def _make_verifier(self, verifier: Any, model: Model | None, *sizes: int) -> Verifier:
         """The verifier that an argument of the solver means; `sizes` are pages, page size and tokens of a pass."""
@@ -287,10 +304,11 @@ def _num_pages(models: Sequence[Model], page_size: int, kv_bytes: int | None) ->
     return min(kv_bytes // page_bytes, 1 << 20)
 
 
-def _candidate(leaf: Node, task: Task, answer_agg: str) -> Candidate:
+def _candidate(leaf: Node, task: Task, answer_agg: str, by: str) -> Candidate:
+    """`by` is the name under which the answer is scored; its steps show the verifier's scores."""
     steps = [Step(n.text, n.scores.get(VERIFIER, math.nan), n.end, len(n.tokens)) for n in leaf.path]
     text = leaf.solution
-    return Candidate(text, task.extract(text), steps, leaf.value(answer_agg, VERIFIER), leaf.end)
+    return Candidate(text, task.extract(text), steps, leaf.value(answer_agg, by), leaf.end)
 
 
 def _tree(outcome: Outcome) -> list[dict[str, Any]]:

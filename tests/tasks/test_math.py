@@ -30,8 +30,23 @@ def test_every_prompt_names_its_source_and_version():
 def test_unknown_prompts_and_templates_are_refused_with_the_names_that_exist():
     with pytest.raises(ValueError, match="'llama'.*search-and-learn, qwen"):
         Math(prompt="llama")
-    with pytest.raises(ValueError, match="'revise'.*'solve'"):
-        TASK.render("revise", "1+1?", [], {})
+    with pytest.raises(ValueError, match="'judge'.*solve, think, revise"):
+        TASK.render("judge", "1+1?", [], {})
+
+
+def test_templates_show_the_earlier_answers_where_each_has_its_place():
+    contents = {name: [m["content"] for m in TASK.render(name, "1+1?", [" one", "two ", "three"], {})] for name in TASK.templates}
+    roles = {name: [m["role"] for m in TASK.render(name, "1+1?", ["one", "two"], {})] for name in TASK.templates}
+    assert contents["solve"] == contents["think"] == [TASK.prompt.system, "1+1?"]
+    assert contents["revise"][1].startswith("1+1?\n\nAttempt 1:\none\n\nAttempt 2:\ntwo\n\nAttempt 3:\nthree\n\n")
+    assert contents["correct"][2] == "three" and contents["debate"][2] == " one"
+    assert contents["debate"][3].startswith("Agent 1:\ntwo\n\nAgent 2:\nthree\n\n")
+    assert roles["revise"] == ["system", "user"] and roles["correct"] == roles["debate"] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+    ]
 
 
 @pytest.mark.parametrize("question", ["", "  \n\t "])

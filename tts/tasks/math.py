@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tts import grading
-from tts.tasks.base import Message
+from tts.tasks.base import Message, Thinking
 
 MAX_QUESTION_LENGTH = 100_000
 
@@ -61,14 +61,34 @@ _TERMINAL = re.compile(
 )
 
 
+REVISE = (
+    "The attempts above may be wrong. Find what is wrong in them, if anything, and write a complete new solution that "
+    "ends with the final answer in the required form."
+)
+CORRECT = (
+    "Review your solution step by step and look for mistakes. Then write the complete solution again, corrected where "
+    "that is needed, ending with the final answer in the required form."
+)
+DEBATE = (
+    "Weigh your solution against those of the other agents, if there are any. Then write a complete solution that you "
+    "stand by, ending with the final answer in the required form."
+)
+
+
+def _listed(what: str, texts: Sequence[str]) -> str:
+    return "\n\n".join(f"{what} {i}:\n{text.strip()}" for i, text in enumerate(texts, 1))
+
+
 class Math:
     """The task `math`: one question, a solution in steps, its answer in the last ``\\boxed``, equality by math-verify.
 
-    `prompt` names one of `PROMPTS`; the task's one template, ``"solve"``, is that system prompt and the question.
+    `prompt` names one of `PROMPTS`, the system prompt of every template.
     """
 
     name = "math"
     step_stop: tuple[str, ...] = ("\n\n",)
+    templates = ("solve", "think", "revise", "correct", "debate")
+    thinking = Thinking(end="</think>", wait="Wait", answer="</think>\n\nFinal Answer: ")
     max_tokens = 2048
 
     def __init__(self, prompt: str = "search-and-learn") -> None:
@@ -84,10 +104,26 @@ class Math:
             raise ValueError(f"question has {len(question):,} characters: expected at most {MAX_QUESTION_LENGTH:,}")
 
     def render(self, template: str, question: str, previous: Sequence[str], fields: Mapping[str, Any]) -> str | list[Message]:
-        """The chat for `question`; `previous` and `fields` do not enter the template ``"solve"``, the only one there is."""
-        if template != "solve":
-            raise ValueError(f"unknown template {template!r} of task {self.name!r}: expected 'solve'")
-        return [{"role": "system", "content": self.prompt.system}, {"role": "user", "content": question}]
+        """The chat for `question`.
+
+        `solve` and `think` are the question alone. `revise` shows all of `previous` and asks for a better solution, `correct`
+        has the last of them as the assistant's own and asks for a review, `debate` the first as its own and the others' beside.
+        """
+        if template not in self.templates:
+            raise ValueError(f"unknown template {template!r} of task {self.name!r}: expected one of {', '.join(self.templates)}")
+        if template in ("solve", "think"):
+            return self._chat(question)
+        if template == "revise":
+            return self._chat(f"{question}\n\n{_listed('Attempt', previous)}\n\n{REVISE}")
+        if template == "correct":
+            return self._chat(question, previous[-1], CORRECT)
+        return self._chat(question, previous[0], f"{_listed('Agent', previous[1:])}\n\n{DEBATE}".strip())
+
+    def _chat(self, *turns: str) -> list[Message]:
+        """The system prompt, then user and assistant in turn."""
+        roles = ("user", "assistant")
+        said: list[Message] = [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]
+        return [{"role": "system", "content": self.prompt.system}, *said]
 
     def extract(self, text: str) -> str | None:
         """`grading.extract`: the content of the last complete box."""
