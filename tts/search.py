@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -77,6 +77,8 @@ class Search:
 
     def __init__(self, policy: Policy, verifiers: Mapping[str, Verifier], task: Task):
         self.policy, self.verifiers, self.task = policy, dict(verifiers), task
+        self._stats = tuple(name for verifier in self.verifiers.values() for name in getattr(verifier, "stats", ()))
+        """What verifiers read of the sampler, beyond what strategies ask for."""
         self._reset()
 
     def _reset(self) -> None:
@@ -179,7 +181,8 @@ class Search:
     def _dispatch(self, run: _Run) -> None:
         move, session = run.move, run.outcome.session
         if isinstance(move, Expand):
-            self._tickets[self.policy.expand(session, move)] = run
+            wanted = replace(move, stats=tuple(dict.fromkeys((*move.stats, *self._stats)))) if self._stats else move
+            self._tickets[self.policy.expand(session, wanted)] = run
         elif isinstance(move, Embed):
             self._tickets[self.policy.embed(session, move)] = run
         elif isinstance(move, Score):

@@ -9,11 +9,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 from tts import selection, strategies, tasks
-from tts.engine.model import KINDS, Model, resolve
+from tts.engine.model import Model
 from tts.engine.policy import Policy
 from tts.engine.sampling import Sampling
 from tts.meter import Meter
@@ -21,9 +20,10 @@ from tts.search import Outcome, Request, Search
 from tts.strategies import Strategy
 from tts.tasks import Problem, Task
 from tts.tree import Node
+from tts.verifiers import Checkpoint
 from tts.verifiers.base import Function, Rule, Verifier
-from tts.verifiers.likelihood import Likelihood
-from tts.verifiers.prm import PRM, TokenClassificationPRM
+from tts.verifiers.load import Opened
+from tts.verifiers.statistics import STATISTICS, Statistic
 
 VERIFIER = "prm"
 """The name under which strategies ask for the solver's verifier."""
@@ -37,6 +37,8 @@ class Step:
     score: float
     end: str
     num_tokens: int
+    invalid: str = ""
+    """Why the score is NaN, where the verifier says so."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,11 @@ class Result:
 class Solver:
     """Solves problems by searching with a policy and, for most strategies, a verifier.
 
-    `policy` and models named as `verifier` are local folders, hub ids or `zoo:NAME`. `verifier` may also be `"auto"` (for the
-    zoo's policy the likelihood under `zoo:M`, else none), `None`, `"rule"` (tasks with an exact truth of steps), a function
-    `(question, steps) -> one score a step`, or an object with the methods of `tts.verifiers.base.Verifier`. A
-    token-classification model is read as a PRM, a causal one by its likelihood.
+    `policy` and models named as `verifier` are local folders, hub ids or `zoo:NAME`. What kind of verifier a model is, its
+    config says (`tts.verifiers.families`; a plain causal model is read by its likelihood); `"FAMILY:MODEL"` or a
+    `tts.verifiers.Checkpoint` overrule it. `verifier` may also be `"auto"` (for the zoo's policy the likelihood under `zoo:M`,
+    else none), `None`, `"rule"` (tasks with an exact truth of steps), `"self-certainty"` or `"confidence"` (of the policy
+    itself), a function `(question, steps) -> one score a step`, or an object with the methods of `tts.verifiers.base.Verifier`.
 
     `max_rows`, `max_batch_tokens` and `kv_bytes` change speed and memory, never a result. Raises `ValueError` for what cannot
     be run, before any page is allocated.
@@ -116,7 +119,7 @@ class Solver:
     def __init__(
         self,
         policy: str | os.PathLike = "zoo:S",
-        verifier: str | os.PathLike | Verifier | Callable[[str, list[str]], Sequence[float]] | None = "auto",
+        verifier: str | os.PathLike | Checkpoint | Verifier | Callable[[str, list[str]], Sequence[float]] | None = "auto",
         task: str | Task = "auto",
         device: str = "auto",
         dtype: str = "auto",
@@ -132,13 +135,13 @@ class Solver:
             verifier = "zoo:M" if is_zoo else None
         _quiet()
         model = Model.load(policy, device=device, dtype=dtype, backend=backend)
-        reading = None
-        if isinstance(verifier, (str, os.PathLike)) and verifier != "rule":
-            reading = Model.load(verifier, _kind(verifier), device, dtype, backend)
-        num_pages = _num_pages([m for m in (model, reading) if m], page_size, kv_bytes)
+        opened = None
+        if isinstance(verifier, (str, os.PathLike, Checkpoint)) and verifier not in ("rule", *STATISTICS):
+            opened = Opened.load(Checkpoint.of(verifier), device, dtype, backend)
+        num_pages = _num_pages([model, opened.model] if opened else [model], page_size, kv_bytes)
         self.has_verifier = verifier is not None
         self.policy = Policy(model, num_pages, page_size, max_rows, max_batch_tokens)
-        self.verifier = self._make_verifier(verifier, reading, num_pages, page_size, max_batch_tokens)
+        self.verifier = self._make_verifier(verifier, opened, num_pages, page_size, max_batch_tokens)
         self.search = Search(self.policy, {VERIFIER: self.verifier}, self.task)
 
     def solve(self, problem: str | Problem, strategy: str = "beam", **options: Any) -> Result:
@@ -240,14 +243,12 @@ class Solver:
             error=None if outcome.error is None else f"{type(outcome.error).__name__}: {outcome.error}",
         )
 
-    def _make_verifier(self, verifier: Any, model: Model | None, *sizes: int) -> Verifier:
+    def _make_verifier(self, verifier: Any, opened: Opened | None, *sizes: int) -> Verifier:
         """The verifier that an argument of the solver means; `sizes` are pages, page size and tokens of a pass."""
-        if model is not None:
-            if _kind(verifier) == "token-classification":
-                return PRM(model, TokenClassificationPRM(), *sizes)
-            likelihood = Likelihood(model, *sizes)
-            likelihood.check_tokenizer(self.policy.model)
-            return likelihood
+        if opened is not None:
+            return opened.make(self.policy.model, lambda question: self.task.render("solve", question, [], {}), *sizes)
+        if isinstance(verifier, str) and verifier in STATISTICS:
+            return Statistic(verifier)
         if verifier is None:
             return Function(lambda _, steps: [math.nan] * len(steps), "none")
         if verifier == "rule":
@@ -259,18 +260,6 @@ class Solver:
 
 def _quiet() -> None:
     transformers_logging.disable_progress_bar()
-
-
-def _kind(source: str | os.PathLike) -> str:
-    """How a verifier's weights are read: by the architecture that its config names."""
-    try:
-        architectures = AutoConfig.from_pretrained(resolve(source)).architectures or []
-    except OSError as error:
-        raise ValueError(f"verifier {str(source)!r} cannot be read: {error}") from error
-    for suffix, kind in (("ForTokenClassification", "token-classification"), ("ForCausalLM", "causal-lm")):
-        if any(name.endswith(suffix) for name in architectures):
-            return kind
-    raise ValueError(f"verifier {str(source)!r}: architectures {architectures} are neither of {', '.join(KINDS)}")
 
 
 def _num_pages(models: Sequence[Model], page_size: int, kv_bytes: int | None) -> int:
@@ -288,9 +277,14 @@ def _num_pages(models: Sequence[Model], page_size: int, kv_bytes: int | None) ->
 
 
 def _candidate(leaf: Node, task: Task, answer_agg: str) -> Candidate:
-    steps = [Step(n.text, n.scores.get(VERIFIER, math.nan), n.end, len(n.tokens)) for n in leaf.path]
+    steps = [_step(node) for node in leaf.path]
     text = leaf.solution
     return Candidate(text, task.extract(text), steps, leaf.value(answer_agg, VERIFIER), leaf.end)
+
+
+def _step(node: Node) -> Step:
+    score = node.scores.get(VERIFIER, math.nan)
+    return Step(node.text, score, node.end, len(node.tokens), getattr(score, "reason", ""))
 
 
 def _tree(outcome: Outcome) -> list[dict[str, Any]]:
