@@ -40,10 +40,11 @@ def make_search(zoo_models):
     from tts.tasks.chain import Chain
     from tts.verifiers.likelihood import Likelihood
 
-    def make(num_pages=4000, page_size=8, max_rows=256, max_batch_tokens=512, verifier=None, verifier_pages=None):
+    def make(num_pages=4000, page_size=8, max_rows=256, max_batch_tokens=512, verifier=None, verifier_pages=None, models=None):
         small, large = zoo_models
         policy = Policy(small, num_pages, page_size, max_rows, max_batch_tokens)
         judge = verifier or Likelihood(large, verifier_pages or num_pages, page_size, max_batch_tokens)
-        return Search(policy, {"prm": judge}, Chain())
+        others = {name: Policy(model, num_pages, page_size, max_rows, max_batch_tokens) for name, model in (models or {}).items()}
+        return Search(policy, {"prm": judge}, Chain(), others)
 
     return make

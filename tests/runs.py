@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tts.engine.sampling import Sampling
 from tts.search import Outcome, Request, Search
-from tts.strategies import find
+from tts.strategies import Strategy, find
 from tts.tasks.chain import natural
 
 
@@ -12,6 +14,12 @@ def requests(name: str, count: int = 6, seed: int = 3, **parameters: object) -> 
     strategy = find(name)
     values = strategy.make_parameters(parameters)
     return [Request(problem, strategy, values, Sampling(), seed) for problem in natural(count, seed)]
+
+
+def scripted(run: Callable) -> Request:
+    """A request that runs a generator written in a test."""
+    problem, parameters = natural(1, 5)[0], find("best_of_n").make_parameters({"n": 1})
+    return Request(problem, Strategy("scripted", "", type(parameters), run, True), parameters, Sampling(), 0)
 
 
 def outcomes(search: Search, made: list[Request]) -> list[Outcome]:
@@ -38,8 +46,8 @@ def answers(outcome: Outcome) -> list[tuple[int, ...]]:
 
 def is_empty(search: Search) -> bool:
     """Whether no page, node, row or queue entry is left anywhere; checks the pools on the way."""
-    pools = [search.policy.kv, *(v.kv for v in search.verifiers.values() if hasattr(v, "kv"))]
+    pools = [*(p.kv for p in search.policies.values()), *(v.kv for v in search.verifiers.values() if hasattr(v, "kv"))]
     for pool in pools:
         pool.check()
-    busy = search.policy.has_work or any(v.has_work for v in search.verifiers.values())
+    busy = any(p.has_work for p in search.policies.values()) or any(v.has_work for v in search.verifiers.values())
     return not busy and all(pool.num_used_pages == 0 and pool.num_nodes == 0 for pool in pools)

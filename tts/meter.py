@@ -27,6 +27,8 @@ class Meter:
 
     reprefilled_tokens: int = 0
     """Tokens read a second time because their pages had been given away."""
+    cancelled_tokens: int = 0
+    """Tokens that branches drew beyond the point at which `All(stop)` ended them; up to it they count as drawn."""
     seconds: float = 0.0
     """From the start of the problem's first move to its answer; problems overlap."""
 

@@ -6,7 +6,7 @@ into ragged batches. Strategies hold `Node` handles, never tensors.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +69,11 @@ class Expand:
 
     @property
     def widths(self) -> list[int]:
-        return [self.width] * len(self.nodes) if isinstance(self.width, int) else list(self.width)
+        """One width a node. Raises `ValueError` where there is not one number >= 0 for each."""
+        widths = [self.width] * len(self.nodes) if isinstance(self.width, int) else list(self.width)
+        if len(widths) != len(self.nodes) or min(widths, default=0) < 0:
+            raise ValueError(f"Expand: widths must be one number >= 0 for each of the {len(self.nodes)} nodes, got {widths}")
+        return widths
 
 
 @dataclass
@@ -132,9 +136,14 @@ class Drop:
 
 @dataclass
 class All:
-    """Run generators side by side; gives their results in order."""
+    """Run generators side by side; gives their results in order, None for those that `stop` cut short.
+
+    Results are judged in the order of (tokens that the branch decoded, index), which no batch changes: `stop` gets the results
+    so far in that order, and where it says True the other branches are ended, whatever they have in flight.
+    """
 
     branches: Sequence[Generator]
+    stop: Callable[[list[Any]], bool] | None = None
 
 
 @dataclass

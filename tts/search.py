@@ -7,18 +7,19 @@ segmented `prune`; when a move's result is complete its strategy goes on. Proble
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
-import torch
-
-import tts_kernels
+from tts.allocation import Segment, allocate, segments
+from tts.branches import Join, Part, Run
 from tts.engine.policy import Policy
-from tts.engine.sampling import Sampling, root_key
+from tts.engine.sampling import Sampling
 from tts.engine.session import Session, Ticket
-from tts.moves import All, Allocate, Drop, Embed, Expand, Rule, Score, Softmax, Top
+from tts.moves import All, Allocate, Drop, Embed, Expand, Score
+from tts.record import Answered
 from tts.strategies import SearchProblem, Strategy
 from tts.tasks.base import Problem, Task
 from tts.tree import Node, Prompt
@@ -47,45 +48,29 @@ class Outcome:
     session: Session
     leaves: list[Node] = field(default_factory=list)
     error: Exception | None = None
-
-
-@dataclass(eq=False)
-class _Run:
-    """One generator in progress: a strategy, or a branch of an `All`."""
-
-    generator: Generator[Any, Any, Any]
-    outcome: Outcome
-    parent: _Join | None = None
-    index: int = 0
-    move: Any = None
-    """The move that it waits for."""
-    num_waiting: int = 0
-    """Nodes that the current `Score` still waits for."""
-
-
-@dataclass(eq=False)
-class _Join:
-    """An `All` in progress."""
-
-    run: _Run
-    results: list
-    num_left: int
+    log: list[Answered] = field(default_factory=list)
+    """Every move of the strategy with what was answered to it."""
 
 
 class Search:
-    """Runs requests on one policy and its verifiers. Owns no state between calls of `run` but the engines' pools."""
+    """Runs requests on a policy and its verifiers. Owns no state between calls of `run` but the engines' pools.
 
-    def __init__(self, policy: Policy, verifiers: Mapping[str, Verifier], task: Task):
+    `models` are further policies, by the names that `Prompt(model=...)` asks for.
+    """
+
+    def __init__(self, policy: Policy, verifiers: Mapping[str, Verifier], task: Task, models: Mapping[str, Policy] | None = None):
         self.policy, self.verifiers, self.task = policy, dict(verifiers), task
+        self.policies = {"policy": policy, **(models or {})}
         self._stats = tuple(name for verifier in self.verifiers.values() for name in getattr(verifier, "stats", ()))
         """What verifiers read of the sampler, beyond what strategies ask for."""
         self._reset()
 
     def _reset(self) -> None:
-        self._ready: deque[tuple[_Run, Any]] = deque()
-        self._tickets: dict[Ticket, _Run] = {}
-        self._allocations: list[tuple[_Run, list[_Segment]]] = []
-        self._scoring: dict[tuple[str, Node], list[_Run]] = {}
+        self._ready: deque[tuple[Run, Any]] = deque()
+        self._tickets: dict[Ticket, Part] = {}
+        self._allocations: list[tuple[Run, list[Segment]]] = []
+        self._judging: list[Join] = []
+        self._scoring: dict[tuple[str, Node], list[Run]] = {}
         self._open: dict[Session, float] = {}
         self._finished: deque[Outcome] = deque()
 
@@ -93,6 +78,7 @@ class Search:
         """Raise `ValueError` for a request that cannot be run, before anything is allocated."""
         problem = request.problem
         self.task.check(problem.question)
+        request.strategy.check_task(self.task)
         session = self._session(request, 0)
         self.policy.check(session, Prompt())
         num_prompt_tokens = len(self.policy.model.encode(session.render(Prompt())))
@@ -130,27 +116,37 @@ class Search:
     def _start(self, order: int, request: Request) -> None:
         outcome = Outcome(request, self._session(request, order))
         self._open[outcome.session] = time.perf_counter()
-        problem = SearchProblem(request.problem.question, request.problem.id, request.seed)
-        self._ready.append((_Run(request.strategy.run(problem, request.parameters), outcome), None))
+        problem = SearchProblem(request.problem.question, request.problem.id, request.seed, self.task)
+        self._ready.append((Run(request.strategy.run(problem, request.parameters), outcome, outcome.log), None))
 
     def _close(self, session: Session) -> None:
         session.meter.seconds = time.perf_counter() - self._open.pop(session)
-        nodes = [*session.roots.values(), *session.nodes]
-        self.policy.close(session)
-        for verifier in self.verifiers.values():
-            verifier.close(nodes)
+        for policy in self.policies.values():
+            policy.close(session)
+        self._forget_scores(session.all_nodes)
 
     def _fail(self, outcome: Outcome, error: Exception) -> None:
         """A problem ends with an exception; the others go on."""
         outcome.error = error
-        self._tickets = {t: r for t, r in self._tickets.items() if r.outcome is not outcome}
-        self._allocations = [(r, x) for r, x in self._allocations if r.outcome is not outcome]
-        self._ready = deque((r, x) for r, x in self._ready if r.outcome is not outcome)
-        self._scoring = {
-            key: kept for key, runs in self._scoring.items() if (kept := [r for r in runs if r.outcome is not outcome])
-        }
+        self._forget(lambda run: run.outcome is outcome)
         self._close(outcome.session)
         self._finished.append(outcome)
+
+    def _forget(self, is_gone: Callable[[Run], bool]) -> None:
+        """Drop what is under way for runs that have ended."""
+        self._judging = [join for join in self._judging if not is_gone(join.run)]
+        self._tickets = {t: part for t, part in self._tickets.items() if not is_gone(part.run)}
+        self._allocations = [(r, x) for r, x in self._allocations if not is_gone(r)]
+        self._ready = deque((r, x) for r, x in self._ready if not is_gone(r))
+        self._scoring = {key: [r for r in runs if not is_gone(r)] for key, runs in self._scoring.items()}
+
+    def _forget_scores(self, nodes: Iterable[Node]) -> None:
+        """Close nodes in the verifiers, parents first."""
+        ordered = sorted(nodes, key=lambda node: node.depth)
+        for name, verifier in self.verifiers.items():
+            verifier.close(ordered)
+            for node in ordered:
+                self._scoring.pop((name, node), None)
 
     # ---- generators
 
@@ -159,6 +155,7 @@ class Search:
         while self._ready:
             run, result = self._ready.popleft()
             try:
+                run.record(result)
                 run.move = run.generator.send(result)
                 self._dispatch(run)
             except StopIteration as stop:
@@ -166,44 +163,80 @@ class Search:
             except Exception as error:  # a strategy's mistake is its problem's outcome, not the end of the others
                 self._fail(run.outcome, error)
 
-    def _returned(self, run: _Run, value: Any) -> None:
-        join = run.parent
+    def _returned(self, run: Run, value: Any) -> None:
+        run.is_over, join = True, run.parent
         if join is None:
             run.outcome.leaves = list(value)
             self._close(run.outcome.session)
             self._finished.append(run.outcome)
             return
         join.results[run.index] = value
-        join.num_left -= 1
-        if join.num_left == 0:
-            self._ready.append((join.run, join.results))
+        if join.run.move.stop is None and all(branch.is_over for branch in join.branches):
+            self._end_all(join, join.branches, limit=0)
 
-    def _dispatch(self, run: _Run) -> None:
+    def _dispatch(self, run: Run) -> None:
         move, session = run.move, run.outcome.session
-        if isinstance(move, Expand):
-            wanted = replace(move, stats=tuple(dict.fromkeys((*move.stats, *self._stats)))) if self._stats else move
-            self._tickets[self.policy.expand(session, wanted)] = run
-        elif isinstance(move, Embed):
-            self._tickets[self.policy.embed(session, move)] = run
+        if isinstance(move, (Expand, Embed)):
+            self._decode(run, move)
         elif isinstance(move, Score):
             self._score(run, move)
         elif isinstance(move, Allocate):
-            self._allocations.append((run, _segments(run)))
+            self._allocations.append((run, segments(session, move)))
         elif isinstance(move, Drop):
-            self.policy.drop(move.nodes)
+            for node in move.nodes:
+                self._policy_of(node).drop([node])
             self._ready.append((run, None))
         elif isinstance(move, All):
             self._fan_out(run, move)
         else:
             raise TypeError(f"a strategy yields moves, got {move!r}")
 
-    def _fan_out(self, run: _Run, move: All) -> None:
-        join = _Join(run, [None] * len(move.branches), len(move.branches))
+    def _policy_of(self, source: Node | Prompt) -> Policy:
+        name = source.model if isinstance(source, Prompt) else source.prompt.model
+        if name not in self.policies:
+            raise ValueError(f"Prompt(model={name!r}): there is no such policy; there are {', '.join(self.policies)}")
+        return self.policies[name]
+
+    def _decode(self, run: Run, move: Expand | Embed) -> None:
+        """Submit an `Expand` or `Embed`, one ticket for each policy among its nodes."""
+        widths = move.widths if isinstance(move, Expand) else [1] * len(move.nodes)
+        if isinstance(move, Expand) and self._stats:
+            move = replace(move, stats=tuple(dict.fromkeys((*move.stats, *self._stats))))
+        begins = [0, *accumulate(widths)]
+        members: dict[Policy, list[int]] = {}
+        for i, source in enumerate(move.nodes):
+            members.setdefault(self._policy_of(source), []).append(i)
+        run.results, run.num_waiting = [None] * begins[-1], len(members)
+        for policy, indices in members.items():
+            nodes = [move.nodes[i] for i in indices]
+            if isinstance(move, Expand):
+                ticket = policy.expand(run.outcome.session, replace(move, nodes=nodes, width=[widths[i] for i in indices]))
+            else:
+                ticket = policy.embed(run.outcome.session, Embed(nodes))
+            slots = [slot for i in indices for slot in range(begins[i], begins[i + 1])]
+            self._tickets[ticket] = Part(run, slots, policy)
+        if not members:
+            self._ready.append((run, []))
+
+    def _decoded(self, ticket: Ticket) -> None:
+        run, slots, policy = self._tickets.pop(ticket)
+        for slot, result in zip(slots, ticket.results):
+            run.results[slot] = result
+        run.spent.add(ticket.num_drawn, policy.flops(ticket.num_drawn), ticket.nodes)
+        run.num_waiting -= 1
+        if run.num_waiting == 0:
+            self._ready.append((run, run.results))
+
+    def _fan_out(self, run: Run, move: All) -> None:
+        join = run.join = Join(run, [], [None] * len(move.branches))
+        join.branches += [Run(branch, run.outcome, [], join, i) for i, branch in enumerate(move.branches)]
         if not move.branches:
             self._ready.append((run, []))
-        self._ready.extend((_Run(g, run.outcome, join, i), None) for i, g in enumerate(move.branches))
+        elif move.stop is not None:
+            self._judging.append(join)
+        self._ready.extend((branch, None) for branch in join.branches)
 
-    def _score(self, run: _Run, move: Score) -> None:
+    def _score(self, run: Run, move: Score) -> None:
         """Submit the steps of the nodes' paths that have no score and are not on their way to one."""
         if move.by not in self.verifiers:
             raise ValueError(f"Score(by={move.by!r}): there is no such verifier; there are {', '.join(self.verifiers) or 'none'}")
@@ -218,6 +251,64 @@ class Search:
         if not unscored:
             self._ready.append((run, [node.scores[move.by] for node in move.nodes]))
 
+    # ---- branches that may end before their time
+
+    def _judge_branches(self) -> None:
+        """Show each `All(stop)` the results whose place in the order (tokens decoded, index) is certain."""
+        for join in [join for join in self._judging if join.has_unjudged]:
+            try:
+                self._judge(join)
+            except Exception as error:
+                self._fail(join.run.outcome, error)
+
+    def _judge(self, join: Join) -> None:
+        in_flight: Counter[Run] = Counter()
+        drawn = sum((policy.num_in_flight() for policy in self.policies.values()), Counter())
+        for ticket, part in self._tickets.items():
+            in_flight[part.run] += ticket.num_drawn + drawn[ticket]
+        while found := join.next_certain(in_flight):
+            branch, num_tokens = found
+            join.judged.append(branch)
+            is_last = len(join.judged) == len(join.branches)
+            if join.run.move.stop([join.results[b.index] for b in join.judged]) or is_last:
+                self._judging.remove(join)
+                self._end_all(join, join.judged, num_tokens)
+                return
+
+    def _end_all(self, join: Join, kept: Sequence[Run], limit: int) -> None:
+        """Go on behind an `All`. The branches that are not kept end; up to `limit` tokens of each count as drawn."""
+        join.is_kept = [branch in kept for branch in join.branches]
+        for branch in join.branches:
+            if branch in kept:
+                join.run.spent.add(branch.spent.tokens, branch.spent.flops, branch.spent.nodes)
+            else:
+                join.results[branch.index] = None
+                join.run.spent.add(*self._cancel(branch, limit))
+        self._ready.append((join.run, join.results))
+
+    def _cancel(self, branch: Run, limit: int) -> tuple[int, float]:
+        """End a branch, give its work back, and charge `limit` tokens of it; what it drew beyond them is metered apart."""
+        session, gone, spent = branch.outcome.session, branch.below(), branch.spent
+        for ticket, part in [(t, p) for t, p in self._tickets.items() if p.run in gone]:
+            tokens = part.policy.cancel(ticket)
+            spent.add(tokens, part.policy.flops(tokens), ticket.nodes)
+        for run in gone:
+            run.generator.close()
+            if run is not branch:
+                spent.add(run.spent.tokens, run.spent.flops, run.spent.nodes)
+        self._forget(gone.__contains__)
+        nodes = set(spent.nodes)
+        session.nodes = [node for node in session.nodes if node not in nodes]
+        session.cancelled += nodes
+        for policy in self.policies.values():
+            policy.forget(nodes)
+        self._forget_scores(nodes)
+        beyond = (spent.tokens - limit) / max(spent.tokens, 1)
+        session.meter.cancelled_tokens += spent.tokens - limit
+        session.meter.policy_tokens -= spent.tokens - limit
+        session.meter.policy_flops -= spent.flops * beyond
+        return limit, spent.flops * (1 - beyond)
+
     # ---- one round of work
 
     def _work(self) -> None:
@@ -227,18 +318,20 @@ class Search:
             self._allocate()
             return
         for name, verifier in self.verifiers.items():
-            if verifier.has_work and (not self.policy.has_work or verifier.num_queued_tokens >= VERIFIER_BATCH):
+            is_idle = not any(policy.has_work for policy in self.policies.values())
+            if verifier.has_work and (is_idle or verifier.num_queued_tokens >= VERIFIER_BATCH):
                 self._enter_scores(name, verifier.step())
                 return
-        if self.policy.has_work:
-            for ticket in self.policy.step():
-                run = self._tickets.pop(ticket)
-                self._ready.append((run, ticket.results))
+        for policy in self.policies.values():
+            if policy.has_work:
+                for ticket in policy.step():
+                    self._decoded(ticket)
+        self._judge_branches()
 
     def _enter_scores(self, name: str, scores: Sequence[tuple[Node, float | Exception]]) -> None:
         # Parents come before children, so a step's aggregates can continue its parent's.
         for node, value in sorted(scores, key=lambda pair: pair[0].depth):
-            waiting = self._scoring.pop((name, node), [])  # empty if its problem has failed meanwhile
+            waiting = self._scoring.pop((name, node), [])  # empty if those who asked have ended meanwhile
             if isinstance(value, Exception):
                 for outcome in {run.outcome for run in waiting}:
                     self._fail(outcome, value)
@@ -252,71 +345,8 @@ class Search:
     def _allocate(self) -> None:
         """All allocations that are ready, one `prune` for each rule among them."""
         waiting, self._allocations = self._allocations, []
-        by_rule: dict[tuple[str, float], list[tuple[_Run, list[_Segment]]]] = {}
-        for run, segments in waiting:
-            by_rule.setdefault(_kernel_rule(run.move.rule), []).append((run, segments))
-        for (rule, temperature), members in by_rule.items():
-            widths = iter(_prune([segment for _, segments in members for segment in segments], rule, temperature))
-            for run, segments in members:
-                given = [0] * len(run.move.nodes)
-                for row in (row for segment in segments for row in segment.rows):
-                    given[row] = next(widths)
-                self._ready.append((run, given))
-
-
-def _kernel_rule(rule: Rule) -> tuple[str, float]:
-    """The `prune` op's name and temperature for a rule."""
-    if isinstance(rule, Top):
-        return "top", 1.0
-    return ("softmax", rule.temperature) if isinstance(rule, Softmax) else (rule.scheme, 1.0)
-
-
-@dataclass
-class _Segment:
-    """One selection: the rows of one group of one `Allocate`."""
-
-    rows: list[int]
-    values: list[float]
-    total: int
-    keep: int
-    key: int
-
-
-def _segments(run: _Run) -> list[_Segment]:
-    move, outcome = run.move, run.outcome
-    values = [node.value() for node in move.nodes] if move.values is None else move.values
-    groups = [0] * len(move.nodes) if move.groups is None else list(move.groups)
-    if not len(values) == len(groups) == len(move.nodes):
-        raise ValueError(f"Allocate: {len(move.nodes)} nodes, {len(values)} values, {len(groups)} groups: the numbers must agree")
-    names = list(dict.fromkeys(groups))
-    totals = [move.total] * len(names) if isinstance(move.total, int) else list(move.total)
-    if len(totals) != len(names):
-        raise ValueError(f"Allocate: {len(names)} groups, {len(totals)} totals: give one total a group, or one for all")
-    keep = move.rule.k if isinstance(move.rule, Top) else 0
-    made = []
-    for name, total in zip(names, totals):
-        rows = [i for i, group in enumerate(groups) if group == name]
-        key = root_key(
-            outcome.session.seed, outcome.session.id, "allocate", [(move.nodes[i].key, move.nodes[i].depth) for i in rows]
-        )
-        made.append(_Segment(rows, [values[i] for i in rows], total, keep, key))
-    return made
-
-
-def _prune(segments: list[_Segment], rule: str, temperature: float) -> list[int]:
-    """Widths of all segments' rows, one segmented kernel for all problems."""
-    sizes = torch.tensor([0, *(len(s.rows) for s in segments)])
-    pruned = tts_kernels.prune(
-        torch.tensor([v for s in segments for v in s.values], dtype=torch.float32),
-        sizes.cumsum(0).int(),
-        torch.tensor([s.total for s in segments], dtype=torch.int32),
-        torch.tensor([s.keep for s in segments], dtype=torch.int32),
-        torch.tensor([s.key for s in segments]),
-        rule,
-        float(temperature),
-        sum(s.total for s in segments),
-    )
-    return pruned.widths.tolist()
+        widths = allocate([(run.move, parts) for run, parts in waiting])
+        self._ready.extend((run, given) for (run, _), given in zip(waiting, widths))
 
 
 __all__ = ["Outcome", "Request", "Search"]

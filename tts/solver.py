@@ -218,15 +218,19 @@ class Solver:
             found.append(f"select must be one of {', '.join(selection.RULES)}, got {select!r}")
         if answer_agg not in strategies.base.AGGREGATIONS:
             found.append(f"answer_agg must be one of {', '.join(strategies.base.AGGREGATIONS)}, got {answer_agg!r}")
-        if not self.has_verifier and (strategy.needs_verifier or select in ("max", "weighted")):
+        if select not in (None, "majority") and strategy.score is None:
+            found.append(f"select must be majority for strategy {strategy.name}, which scores no answers; got {select!r}")
+        elif not self.has_verifier and (
+            strategy.needs_verifier or (select in ("max", "weighted") and strategy.score == VERIFIER)
+        ):
             what = f"strategy {strategy.name}" if strategy.needs_verifier else f"select={select!r}"
             found.append(f"{what} needs a verifier: give Solver(verifier=...)")
         return found
 
     def _result(self, outcome: Outcome, select: str | None, answer_agg: str) -> Result:
         request, leaves = outcome.request, outcome.leaves
-        candidates = [_candidate(leaf, self.task, answer_agg) for leaf in leaves]
-        rule = select or ("weighted" if self.has_verifier else "majority")
+        candidates = [_candidate(leaf, self.task, answer_agg, request.strategy.score or VERIFIER) for leaf in leaves]
+        rule = select or self._default_rule(request.strategy)
         winner = None
         if candidates:
             winner = selection.select([c.answer for c in candidates], [c.score for c in candidates], rule, self.task.group)
@@ -242,6 +246,10 @@ class Solver:
             seed=request.seed,
             error=None if outcome.error is None else f"{type(outcome.error).__name__}: {outcome.error}",
         )
+
+    def _default_rule(self, strategy: Strategy) -> str:
+        has_scores = self.has_verifier if strategy.score == VERIFIER else strategy.score is not None
+        return (strategy.select or "weighted") if has_scores else "majority"
 
     def _make_verifier(self, verifier: Any, opened: Opened | None, *sizes: int) -> Verifier:
         """The verifier that an argument of the solver means; `sizes` are pages, page size and tokens of a pass."""
@@ -276,10 +284,11 @@ def _num_pages(models: Sequence[Model], page_size: int, kv_bytes: int | None) ->
     return min(kv_bytes // page_bytes, 1 << 20)
 
 
-def _candidate(leaf: Node, task: Task, answer_agg: str) -> Candidate:
+def _candidate(leaf: Node, task: Task, answer_agg: str, by: str) -> Candidate:
+    """`by` is the name under which the answer is scored; its steps show the verifier's scores."""
     steps = [_step(node) for node in leaf.path]
     text = leaf.solution
-    return Candidate(text, task.extract(text), steps, leaf.value(answer_agg, VERIFIER), leaf.end)
+    return Candidate(text, task.extract(text), steps, leaf.value(answer_agg, by), leaf.end)
 
 
 def _step(node: Node) -> Step:

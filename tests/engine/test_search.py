@@ -3,23 +3,17 @@
 import math
 
 import pytest
-from runs import answers, is_empty, outcomes, requests, transcript
+from runs import answers, is_empty, outcomes, requests, scripted, transcript
 
 from tts.engine.sampling import Sampling
 from tts.moves import Allocate, Answer, Embed, Expand, Score, Steps, Tokens, Top
 from tts.search import Request
-from tts.strategies import Strategy, find
+from tts.strategies import find
 from tts.tasks.base import Problem
 from tts.tasks.chain import natural
 from tts.verifiers.base import Function
 
 ALL = [("best_of_n", {}), ("beam", {}), ("dvts", {}), ("lookahead", {"k": 1})]
-
-
-def scripted(run):
-    """A request that runs a generator written in a test."""
-    problem, parameters = natural(1, 5)[0], find("best_of_n").make_parameters({"n": 1})
-    return Request(problem, Strategy("scripted", "", type(parameters), run, True), parameters, Sampling(), 0)
 
 
 # ---- identities

@@ -6,12 +6,11 @@ import math
 from collections import Counter
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies.scripted import END, STEP_END, ScriptedEngine, draw, solution, top
+from strategies.scripted import END, STEP_END, ScriptedEngine, ScriptedTask, draw, shares, solution
 
-from tts.moves import Allocate, Drop, Expand, Score, Steps
+from tts.moves import Allocate, Drop, Expand, Score, Steps, Top
 from tts.selection import aggregate
 from tts.strategies import STRATEGIES, SearchProblem, find
 from tts.strategies.base import AGGREGATIONS, MAX_WIDTH
@@ -21,6 +20,7 @@ ALL = ["beam", "best_of_n", "dvts", "lookahead"]
 STEPWISE = ["beam", "dvts", "lookahead"]
 WIDTHS, EXPANDS = (1, 3, 4, 16), (1, 2, 4, 7)
 NAN = math.nan
+TASK = ScriptedTask()
 
 
 def run(name, seed=0, script=None, verifier=None, **values):
@@ -385,11 +385,15 @@ def test_an_unknown_strategy_is_refused_with_the_names_that_exist():
 
 
 def test_a_problems_draws_depend_on_seed_problem_and_key_alone():
-    problem = SearchProblem("q", "7", 1)
+    problem = SearchProblem("q", "7", 1, TASK)
     first = problem.rng("arm", 3).random()
     problem.rng("arm", 4).random()
-    assert SearchProblem("another question", "7", 1).rng("arm", 3).random() == first
-    others = [SearchProblem("q", "8", 1).rng("arm", 3), SearchProblem("q", "7", 2).rng("arm", 3), problem.rng("arm", 4)]
+    assert SearchProblem("another question", "7", 1, TASK).rng("arm", 3).random() == first
+    others = [
+        SearchProblem("q", "8", 1, TASK).rng("arm", 3),
+        SearchProblem("q", "7", 2, TASK).rng("arm", 3),
+        problem.rng("arm", 4),
+    ]
     assert first not in [other.random() for other in others]
 
 
@@ -400,8 +404,8 @@ values = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, NAN, math.inf, -math.inf
 
 
 @given(values, st.integers(0, 9), st.integers(0, 12))
-def test_the_scripted_selection_is_that_of_the_prune_kernel(values, keep, total):
-    from tts_kernels import prune
-
-    sizes = [torch.tensor(x, dtype=torch.int32) for x in ([0, len(values)], [total], [keep])]
-    assert top(values, keep, total) == prune(torch.tensor(values), *sizes, None, "top", 1.0, total).widths.tolist()
+def test_the_scripted_selection_is_the_published_one(values, keep, total):
+    order = sorted((i for i, value in enumerate(values) if math.isfinite(value)), key=lambda i: -values[i])
+    kept = order[: max(1, min(keep, total))]
+    expected = [total // len(kept) + (kept.index(i) < total % len(kept)) if i in kept else 0 for i in range(len(values))]
+    assert shares(values, Top(keep), total) == expected

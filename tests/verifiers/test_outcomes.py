@@ -180,6 +180,28 @@ def test_raw_rewards_are_the_logits_of_the_sigmoid_ones(tmp_path):
     assert torch.sigmoid(torch.tensor(raw.scores["prm"])).item() == pytest.approx(squashed.scores["prm"], abs=1e-6)
 
 
+@pytest.mark.parametrize("num_passes", [0, 1, 2, 100])
+def test_branches_that_are_cancelled_leave_the_others_scores_as_they_are(tmp_path, num_passes):
+    folder = make_reward_folder(tmp_path, "llama", "ForSequenceClassification")
+    alone = scored(open_verifier(folder), "the same", "kept")[-1].scores["prm"]
+    verifier, root = open_verifier(folder, max_batch_tokens=8), make_root()
+    first = make_child(root, "the same")
+    gone, kept = make_child(first, "gone"), make_child(first, "kept")
+    verifier.submit("why?", [first, gone, kept], Meter())
+    ready = [pair for _ in range(num_passes) if verifier.has_work for pair in verifier.step()]
+    verifier.close([gone])
+    while verifier.has_work:
+        ready += verifier.step()
+    assert dict(ready)[kept] == alone
+    later = make_child(first, "gone")
+    verifier.submit("why?", [later], Meter())
+    drain(verifier)
+    assert math.isfinite(later.scores["prm"])
+    verifier.close([root, first, kept, later])
+    verifier.kv.check()
+    assert verifier.kv.num_used_pages == 0
+
+
 # ---- the sampler's statistics
 
 

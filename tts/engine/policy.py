@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import bisect
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -95,10 +96,7 @@ class Policy:
 
     def expand(self, session: Session, move: Expand) -> Ticket:
         """Start the move; its ticket comes back from a later `step`."""
-        widths = move.widths
-        if len(widths) != len(move.nodes) or min(widths, default=0) < 0:
-            raise ValueError(f"Expand: widths must be one number >= 0 for each of the {len(move.nodes)} nodes, got {widths}")
-        recipe = self._recipe(session, move)
+        widths, recipe = move.widths, self._recipe(session, move)
         ticket = Ticket(session, [None] * sum(widths), sum(widths))
         index = 0
         for source, width in zip(move.nodes, widths):
@@ -108,11 +106,15 @@ class Policy:
             parent = self._node(session, source)
             if parent.is_done and not move.prefix:
                 raise ValueError(f"Expand: {parent} has ended ({parent.end}); only a prefix can continue it")
+            rows = [self._row(ticket, index + i, parent, recipe) for i in range(width)]
+            index += width
+            if rows[0].limit <= len(recipe.forced):
+                for row in rows:
+                    self._end_without_room(row)
+                continue
             session.meter.reused_tokens += (width - is_new) * parent.num_path_tokens
             self._charge_prompt(session, width * len(recipe.forced))
-            rows = [self._row(ticket, index + i, parent, recipe) for i in range(width)]
             self._wait(Group(self._num_expansions, session, parent, rows))
-            index += width
         self._num_expansions += 1
         return self._opened(ticket)
 
@@ -128,17 +130,51 @@ class Policy:
         for node in nodes:
             self.cache.drop(node)
 
+    def num_in_flight(self) -> Counter[Ticket]:
+        """Tokens drawn so far for rows that have not ended, by ticket."""
+        drawn: Counter[Ticket] = Counter()
+        for slot in self.rows.active.tolist():
+            drawn[self.rows.held[slot].ticket] += int(self.rows.count[slot]) - len(self.rows.held[slot].recipe.forced)
+        waiting = [row for group in self._groups for row in group.rows] + [job.row for job in self._jobs if job.row]
+        for row in waiting:
+            drawn[row.ticket] += len(row.tokens) - len(row.recipe.forced)
+        return drawn
+
+    def cancel(self, ticket: Ticket) -> int:
+        """Stop a move in progress and give its rows' pages back; gives the tokens drawn for it, all of which are charged."""
+        in_flight = self.num_in_flight()[ticket]
+        self._charge_drawn(ticket.session, in_flight)
+        self._finished = [t for t in self._finished if t is not ticket]
+        for group in self._groups:
+            group.rows = [row for row in group.rows if row.ticket is not ticket]
+            group.embeds = [(t, i) for t, i in group.embeds if t is not ticket]
+        self._groups = [group for group in self._groups if group.rows or group.embeds]
+        for job in [j for j in self._jobs if j.row is not None and j.row.ticket is ticket]:
+            self._abort(job)
+        self._release_rows([s for s in self.rows.active.tolist() if self.rows.held[s].ticket is ticket])
+        return ticket.num_drawn + in_flight
+
+    def forget(self, nodes: Iterable[Node]) -> None:
+        """Release the KV of nodes that will not be asked for again."""
+        self.cache.forget(nodes)
+
+    def flops(self, num_tokens: int) -> float:
+        """Nominal FLOPs of reading or drawing so many tokens: 2 x parameters each."""
+        return 2.0 * self.model.num_parameters * num_tokens
+
     def close(self, session: Session) -> None:
         """Stop what the session has in flight and give all of its pages back."""
         self._finished = [t for t in self._finished if t.session is not session]
         self._groups = [g for g in self._groups if g.session is not session]
         for job in [j for j in self._jobs if j.session is session]:
             self._abort(job)
-        slots = [s for s in self.rows.active.tolist() if self.rows.held[s].ticket.session is session]
+        self._release_rows([s for s in self.rows.active.tolist() if self.rows.held[s].ticket.session is session])
+        self.cache.forget(session.all_nodes)
+
+    def _release_rows(self, slots: list[int]) -> None:
         for slot in slots:
             self.kv.release(int(self.rows.leaf[slot]))
         self.rows.leave(slots)
-        self.cache.forget([*session.roots.values(), *session.nodes])
 
     def step(self) -> list[Ticket]:
         """One forward pass and one draw for every row; gives the tickets that are complete."""
@@ -171,9 +207,11 @@ class Policy:
                 source.fields,
                 tuple(n.key for n in source.previous),
             )
+            tokens = self._encode(session, source)
+            self.model.check_fits(self.kv, len(tokens), session.max_tokens, f"problem {session.id!r}, {source.template!r}")
             root = Node(
                 None,
-                self._encode(session, source),
+                tokens,
                 b"",
                 "prompt",
                 root_key(lineage),
@@ -453,15 +491,27 @@ class Policy:
             )
             chain.append(parent)
         self.cache.enter_chain(chain, kv_node)
-        session.nodes += chain
         drawn = len(row.tokens) - len(row.recipe.forced)
-        session.meter.policy_tokens += drawn
-        session.meter.policy_flops += 2.0 * self.model.num_parameters * drawn
+        session.nodes += chain
+        row.ticket.nodes += chain
+        row.ticket.num_drawn += drawn
+        self._charge_drawn(session, drawn)
         self._put(row.ticket, row.index, chain[-1])
+
+    def _end_without_room(self, row: Row) -> None:
+        """No token of the answer's ceiling is left to draw: a node without tokens, which costs nothing."""
+        node = Node(row.parent, (), b"", "length", row.key, row.parent.prompt)
+        row.ticket.session.nodes.append(node)
+        row.ticket.nodes.append(node)
+        row.ticket.put(row.index, node)
+
+    def _charge_drawn(self, session: Session, count: int) -> None:
+        session.meter.policy_tokens += count
+        session.meter.policy_flops += self.flops(count)
 
     def _charge_prompt(self, session: Session, count: int) -> None:
         session.meter.prompt_tokens += count
-        session.meter.policy_flops += 2.0 * self.model.num_parameters * count
+        session.meter.policy_flops += self.flops(count)
 
     def _put(self, ticket: Ticket, index: int, result: object) -> None:
         if ticket.put(index, result):

@@ -26,6 +26,13 @@ class Session:
     roots: dict[Prompt, Node] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
     """Every node that was decoded, in order of completion."""
+    cancelled: list[Node] = field(default_factory=list)
+    """Nodes of branches that were ended before their time; no part of the result."""
+
+    @property
+    def all_nodes(self) -> list[Node]:
+        """Roots, nodes and cancelled nodes."""
+        return [*self.roots.values(), *self.nodes, *self.cancelled]
 
 
 @dataclass(eq=False)
@@ -35,6 +42,10 @@ class Ticket:
     session: Session
     results: list
     num_left: int
+    nodes: list[Node] = field(default_factory=list)
+    """Every node that was decoded for it so far."""
+    num_drawn: int = 0
+    """Tokens drawn for those nodes."""
 
     def put(self, index: int, result: object) -> bool:
         """Enter one result; whether it was the last."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import random
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tts.moves import Moves, Prompt
+from tts.moves import Moves, Node, Prompt
+
+if TYPE_CHECKING:
+    from tts.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,20 @@ class SearchProblem:
     question: str
     id: str
     seed: int
+    task: Task
+
+    def answers(self, nodes: Sequence[Node]) -> list[str | None]:
+        """The final answer that the task finds in each branch's text; None where there is none."""
+        return [self.task.extract(node.solution) for node in nodes]
+
+    def groups(self, nodes: Sequence[Node]) -> list[list[Node]]:
+        """Branches with equal answers together, the largest group first; of equals the first seen. Those without are left out."""
+        answers = self.answers(nodes)
+        members: dict[int, list[Node]] = {}
+        for node, answer, group in zip(nodes, answers, self.task.group(answers)):
+            if answer is not None:
+                members.setdefault(group, []).append(node)
+        return sorted(members.values(), key=len, reverse=True)
 
     @property
     def root(self) -> Prompt:
@@ -47,7 +64,22 @@ class Strategy:
     source: str
     parameters: type
     run: Callable[[SearchProblem, Any], Moves]
-    needs_verifier: bool
+    needs_verifier: bool = True
+    templates: tuple[str, ...] = ()
+    """Templates that it asks its task for, beside `solve`."""
+    score: str | None = "prm"
+    """The name under which its answers are scored; None if they are not: only votes choose among them."""
+    select: str | None = None
+    """How its answer is chosen by default; None: weighted where there are scores, else by majority."""
+
+    def check_task(self, task: Task) -> None:
+        """Raise `ValueError` where the task lacks a template."""
+        missing = [name for name in self.templates if name not in task.templates]
+        if missing:
+            raise ValueError(
+                f"strategy {self.name} needs the template {', '.join(missing)}, which task {task.name} does not have; "
+                f"it has {', '.join(task.templates)}"
+            )
 
     @property
     def summary(self) -> str:
@@ -68,11 +100,14 @@ class Strategy:
 STRATEGIES: dict[str, Strategy] = {}
 
 
-def strategy(name: str, source: str, needs_verifier: bool = True) -> Callable[[Callable], Callable]:
-    """Register a generator function `(problem, p: Parameters)`; its parameters are those of the annotation of `p`."""
+def strategy(name: str, source: str, needs_verifier: bool = True, **more: Any) -> Callable[[Callable], Callable]:
+    """Register a generator function `(problem, p: Parameters)`; its parameters are those of the annotation of `p`.
+
+    `more` are the other fields of `Strategy`.
+    """
 
     def register(run: Callable) -> Callable:
-        STRATEGIES[name] = Strategy(name, source, typing.get_type_hints(run)["p"], run, needs_verifier)
+        STRATEGIES[name] = Strategy(name, source, typing.get_type_hints(run)["p"], run, needs_verifier, **more)
         return run
 
     return register

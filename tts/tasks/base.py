@@ -39,6 +39,11 @@ class Task(Protocol):
         """Default ceiling on the new tokens of one answer."""
         ...
 
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The prompts that `render` can write; `"solve"` is one of every task's."""
+        ...
+
     def check(self, question: str) -> None:
         """Raise `ValueError` naming what is wrong with `question`; called before anything is allocated."""
         ...

@@ -42,6 +42,7 @@ class Chain:
 
     name = "chain"
     step_stop = (";",)
+    templates = ("solve",)
     max_tokens = 96  # the longest correct solution has 8 * 9 + 8 = 80 characters, one token each
 
     def check(self, question: str) -> None:
@@ -50,8 +51,8 @@ class Chain:
 
     def render(self, template: str, question: str, previous: Sequence[str], fields: Mapping[str, Any]) -> str | list[Message]:
         """The question itself: the models of this task continue it with a solution."""
-        if template != "solve":
-            raise ValueError(f"task chain has no template {template!r}; it has: solve")
+        if template not in self.templates:
+            raise ValueError(f"task chain has no template {template!r}; it has: {', '.join(self.templates)}")
         return question
 
     def extract(self, text: str) -> str | None:

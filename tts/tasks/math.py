@@ -69,6 +69,7 @@ class Math:
 
     name = "math"
     step_stop: tuple[str, ...] = ("\n\n",)
+    templates = ("solve",)
     max_tokens = 2048
 
     def __init__(self, prompt: str = "search-and-learn") -> None:

@@ -88,17 +88,31 @@ class ReadingVerifier:
         self._read_all(suffixed, meter)
 
     def close(self, nodes: Sequence[Node]) -> None:
+        """Forget nodes, all of a problem's or those of branches that were cancelled; what others stand on stays."""
         gone = set(nodes)
-        for root in [node for node in nodes if node.parent is None]:
-            places = self._owned.pop(root, [])
-            self._reader.close(places)
-            for place in places:
-                self._waiting.pop(place, None)
-                self._scores.pop(place, None)
-                self._closed(place)
+        self._ready = [(node, score) for node, score in self._ready if node not in gone]
+        self._waiting = {at: kept for at, found in self._waiting.items() if (kept := [n for n in found if n not in gone])}
         for node in nodes:
             self._places.pop(node, None)
-        self._ready = [(node, score) for node, score in self._ready if node not in gone]
+        for root in {node.root for node in nodes}:
+            self._close_places(root, is_all=root in gone)
+
+    def _close_places(self, root: Node, is_all: bool) -> None:
+        """Give back the places of a tree, all or those that nothing stands on or waits for any more."""
+        places = self._owned.pop(root, [])
+        needed: set[Node] = set()
+        if not is_all:
+            for place in [*self._waiting, *(place for node, place in self._places.items() if node.root is root)]:
+                at: Node | None = place
+                while at is not None and at not in needed:
+                    needed.add(at)
+                    at = at.parent
+            self._owned[root] = [place for place in places if place in needed]
+        gone = [place for place in places if place not in needed]
+        self._reader.close(gone)
+        for place in gone:
+            self._scores.pop(place, None)
+            self._closed(place)
 
     # ---- what subclasses say
 
