@@ -245,11 +245,22 @@ class Search:
         new = [node for node in unscored if (move.by, node) not in self._scoring]
         for node in unscored:
             self._scoring.setdefault((move.by, node), []).append(run)
-        if new:
-            session = run.outcome.session
-            self.verifiers[move.by].submit(run.outcome.request.problem.question, new, session.meter)
+        for question, nodes in self._contexts(run, move, new).items():
+            self.verifiers[move.by].submit(question, nodes, run.outcome.session.meter)
         if not unscored:
             self._ready.append((run, [node.scores[move.by] for node in move.nodes]))
+
+    @staticmethod
+    def _contexts(run: Run, move: Score, nodes: Sequence[Node]) -> dict[str, list[Node]]:
+        """The nodes by what their verifier reads before them."""
+        found: dict[str, list[Node]] = {}
+        for node in nodes:
+            text = run.outcome.request.problem.question
+            if move.context == "prompt":
+                prompt = run.outcome.session.render(node.prompt)
+                text = prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)
+            found.setdefault(text, []).append(node)
+        return found
 
     # ---- branches that may end before their time
 

@@ -14,12 +14,15 @@ from transformers.utils import logging as transformers_logging
 from tts import selection, strategies, tasks
 from tts.engine.model import Model
 from tts.engine.policy import Policy
-from tts.engine.sampling import Sampling
+from tts.engine.sampling import Sampling, root_key
+from tts.judge import GRM, META, SCALAR, Jury
+from tts.judge import judge as judge_responses
+from tts.judgements import Verdict
 from tts.meter import Meter
 from tts.search import Outcome, Request, Search
-from tts.strategies import Strategy
+from tts.strategies import SearchProblem, Strategy
 from tts.tasks import Problem, Task
-from tts.tree import Node
+from tts.tree import Node, Prompt
 from tts.verifiers import Checkpoint
 from tts.verifiers.base import Function, Rule, Verifier
 from tts.verifiers.load import Opened
@@ -27,6 +30,9 @@ from tts.verifiers.statistics import STATISTICS, Statistic
 
 VERIFIER = "prm"
 """The name under which strategies ask for the solver's verifier."""
+
+
+VerifierLike = str | os.PathLike | Checkpoint | Verifier | Callable[[str, list[str]], Sequence[float]] | None
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,8 @@ class Solver:
     else none), `None`, `"rule"` (tasks with an exact truth of steps), `"self-certainty"` or `"confidence"` (of the policy
     itself), a function `(question, steps) -> one score a step`, or an object with the methods of `tts.verifiers.base.Verifier`.
 
+    `judge` is the model that generative judging asks (`tts.judge`), `meta` a verifier that scores its critiques.
+
     `max_rows`, `max_batch_tokens` and `kv_bytes` change speed and memory, never a result. Raises `ValueError` for what cannot
     be run, before any page is allocated.
     """
@@ -119,7 +127,7 @@ class Solver:
     def __init__(
         self,
         policy: str | os.PathLike = "zoo:S",
-        verifier: str | os.PathLike | Checkpoint | Verifier | Callable[[str, list[str]], Sequence[float]] | None = "auto",
+        verifier: VerifierLike = "auto",
         task: str | Task = "auto",
         device: str = "auto",
         dtype: str = "auto",
@@ -128,6 +136,8 @@ class Solver:
         max_batch_tokens: int = 2048,
         page_size: int = 16,
         kv_bytes: int | None = None,
+        judge: str | os.PathLike | None = None,
+        meta: VerifierLike = None,
     ):
         is_zoo = str(policy).startswith("zoo:")
         self.task = tasks.find(("chain" if is_zoo else "math") if task == "auto" else task) if isinstance(task, str) else task
@@ -135,14 +145,24 @@ class Solver:
             verifier = "zoo:M" if is_zoo else None
         _quiet()
         model = Model.load(policy, device=device, dtype=dtype, backend=backend)
-        opened = None
-        if isinstance(verifier, (str, os.PathLike, Checkpoint)) and verifier not in ("rule", *STATISTICS):
-            opened = Opened.load(Checkpoint.of(verifier), device, dtype, backend)
-        num_pages = _num_pages([model, opened.model] if opened else [model], page_size, kv_bytes)
+        opened, opened_meta = (
+            Opened.load(Checkpoint.of(v), device, dtype, backend)
+            if isinstance(v, (str, os.PathLike, Checkpoint)) and v not in ("rule", *STATISTICS)
+            else None
+            for v in (verifier, meta)
+        )
+        judging = None if judge is None else Model.load(judge, device=device, dtype=dtype, backend=backend)
+        loaded = [model, judging, *(o.model for o in (opened, opened_meta) if o)]
+        num_pages = _num_pages([m for m in loaded if m], page_size, kv_bytes)
         self.has_verifier = verifier is not None
         self.policy = Policy(model, num_pages, page_size, max_rows, max_batch_tokens)
         self.verifier = self._make_verifier(verifier, opened, num_pages, page_size, max_batch_tokens)
-        self.search = Search(self.policy, {VERIFIER: self.verifier}, self.task)
+        verifiers = {VERIFIER: self.verifier}
+        if meta is not None:
+            reader = self._make_verifier(meta, opened_meta, num_pages, page_size, max_batch_tokens)
+            verifiers |= dict.fromkeys((META, SCALAR), reader)
+        models = {GRM: Policy(judging, num_pages, page_size, max_rows, max_batch_tokens)} if judging else {}
+        self.search = Search(self.policy, verifiers, self.task, models)
 
     def solve(self, problem: str | Problem, strategy: str = "beam", **options: Any) -> Result:
         """Search one problem. Options are those of `solve_each`; an exception inside the search is raised."""
@@ -151,6 +171,29 @@ class Solver:
                 raise outcome.error
             return self._result(outcome, options.get("select"), options.get("answer_agg", "last"))
         raise AssertionError("a search gives one outcome a request")
+
+    def judge(
+        self, question: str, responses: Sequence[str], seed: int = 0, max_tokens: int | None = None, **jury: Any
+    ) -> tuple[Verdict, Meter]:
+        """Judge given responses with the model `judge`, and what that cost; `jury` are the fields of `tts.judge.Jury`."""
+        if not responses:
+            raise ValueError("responses: there is none to judge")
+        root = Node(None, (0,), b"", "prompt", 0, Prompt())
+        leaves = [Node(root, (0,), text.encode(), "stop", root_key("response", text), root.prompt) for text in responses]
+        found: list[Verdict] = []
+
+        def run(problem: SearchProblem, p: Jury):
+            """The judge alone."""
+            found.append((yield from judge_responses(problem, leaves, p)))
+            return []
+
+        alone = Strategy("judge", "Liu et al. 2025", Jury, run, needs_verifier=False, templates=("judge",), score=None)
+        request = Request(Problem(question), alone, Jury(**jury), Sampling(max_tokens=max_tokens), seed)
+        self.search.check(request)
+        (outcome,) = self.search.run([request])
+        if outcome.error is not None:
+            raise outcome.error
+        return found[0], outcome.session.meter
 
     def solve_many(self, problems: Iterable[str | Problem], strategy: str = "beam", **options: Any) -> list[Result]:
         """Search many problems at once; results in their order. A failed one has `error` set and no answer."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from tts import grading
 from tts.tasks.base import Message
+from tts.tasks.judging import render_judge
 
 MAX_QUESTION_LENGTH = 100_000
 
@@ -64,12 +65,12 @@ _TERMINAL = re.compile(
 class Math:
     """The task `math`: one question, a solution in steps, its answer in the last ``\\boxed``, equality by math-verify.
 
-    `prompt` names one of `PROMPTS`; the task's one template, ``"solve"``, is that system prompt and the question.
+    `prompt` names one of `PROMPTS`; the template ``"solve"`` is that system prompt and the question, ``"judge"`` shows answers.
     """
 
     name = "math"
     step_stop: tuple[str, ...] = ("\n\n",)
-    templates = ("solve",)
+    templates = ("solve", "judge")
     max_tokens = 2048
 
     def __init__(self, prompt: str = "search-and-learn") -> None:
@@ -85,9 +86,11 @@ class Math:
             raise ValueError(f"question has {len(question):,} characters: expected at most {MAX_QUESTION_LENGTH:,}")
 
     def render(self, template: str, question: str, previous: Sequence[str], fields: Mapping[str, Any]) -> str | list[Message]:
-        """The chat for `question`; `previous` and `fields` do not enter the template ``"solve"``, the only one there is."""
-        if template != "solve":
-            raise ValueError(f"unknown template {template!r} of task {self.name!r}: expected 'solve'")
+        """The chat for `question`; ``"judge"`` shows `previous` in the way that `fields` names."""
+        if template == "judge":
+            return render_judge(fields.get("way", "listwise"), question, previous)
+        if template not in self.templates:
+            raise ValueError(f"unknown template {template!r} of task {self.name!r}: expected {', '.join(self.templates)}")
         return [{"role": "system", "content": self.prompt.system}, {"role": "user", "content": question}]
 
     def extract(self, text: str) -> str | None:
