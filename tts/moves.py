@@ -33,7 +33,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Until `count` tokens were drawn, wherever that falls; the node then ends with `cut`."""
+    """Until `count` tokens were drawn, wherever that falls; the node then ends with `cut`.
+
+    None drawn (`count` 0) makes an empty node at no cost: a place for a verifier to read what an empty step is worth.
+    """
 
     count: int
 

@@ -4,55 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tts import grading
 from tts.tasks.base import Message, Thinking
 from tts.tasks.judging import render_judge
+from tts.tasks.prompts import PROMPTS, TEMPLATES, Prompt
 
 MAX_QUESTION_LENGTH = 100_000
 
-
-@dataclass(frozen=True)
-class Prompt:
-    """A system prompt as its source has it: published figures hold for these very words. Another wording is another version."""
-
-    system: str
-    source: str
-    version: int = 1
-
-
-PROMPTS: Mapping[str, Prompt] = {
-    "search-and-learn": Prompt(
-        source="huggingface/search-and-learn, src/sal/config.py: Config.system_prompt (Apache-2.0)",
-        system=r"""Solve the following math problem efficiently and clearly:
-
-- For simple problems (2 steps or fewer):
-Provide a concise solution with minimal explanation.
-
-- For complex problems (3 steps or more):
-Use this step-by-step format:
-
-## Step 1: [Concise description]
-[Brief explanation and calculations]
-
-## Step 2: [Concise description]
-[Brief explanation and calculations]
-
-...
-
-Regardless of the approach, always conclude with:
-
-Therefore, the final answer is: $\boxed{answer}$. I hope it is correct.
-
-Where [answer] is just the final number or expression that solves the problem.""",
-    ),
-    "qwen": Prompt(
-        source="RyanLiu112/compute-optimal-tts, src/reason/evaluation/evaluate.py: cot_prompt_dict['qwen'] (MIT)",
-        system=r"Please reason step by step, and put your final answer within \boxed{}.",
-    ),
-}
 
 _TERMINAL = re.compile(
     r"""(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]                # control sequences: colours, cursor
@@ -83,7 +43,8 @@ def _listed(what: str, texts: Sequence[str]) -> str:
 class Math:
     """The task `math`: one question, a solution in steps, its answer in the last ``\\boxed``, equality by math-verify.
 
-    `prompt` names one of `PROMPTS`, the system prompt of every template.
+    `prompt` is one of `tts.tasks.prompts.PROMPTS` by name, or a `Prompt` of your own, for every template; `chat` is one of its
+    `TEMPLATES` by name, in place of the model's own chat template.
     """
 
     name = "math"
@@ -92,10 +53,13 @@ class Math:
     thinking = Thinking(end="</think>", wait="Wait", answer="</think>\n\nFinal Answer: ")
     max_tokens = 2048
 
-    def __init__(self, prompt: str = "search-and-learn") -> None:
-        if prompt not in PROMPTS:
+    def __init__(self, prompt: str | Prompt = "search-and-learn", chat: str | None = None) -> None:
+        if isinstance(prompt, str) and prompt not in PROMPTS:
             raise ValueError(f"unknown prompt {prompt!r}: expected one of {', '.join(PROMPTS)}")
-        self.prompt = PROMPTS[prompt]
+        if chat is not None and chat not in TEMPLATES:
+            raise ValueError(f"unknown chat template {chat!r}: expected one of {', '.join(TEMPLATES)}, or none")
+        self.prompt = PROMPTS[prompt] if isinstance(prompt, str) else prompt
+        self.chat = None if chat is None else TEMPLATES[chat]
 
     def check(self, question: str) -> None:
         """Raise `ValueError` for a question that is blank or above 100,000 characters."""
@@ -115,6 +79,7 @@ class Math:
             raise ValueError(f"unknown template {template!r} of task {self.name!r}: expected one of {', '.join(self.templates)}")
         if template == "judge":
             return render_judge(fields.get("way", "listwise"), question, previous)
+        question += self.prompt.suffix
         if template in ("solve", "think"):
             return self._chat(question)
         if template == "revise":
@@ -123,11 +88,12 @@ class Math:
             return self._chat(question, previous[-1], CORRECT)
         return self._chat(question, previous[0], f"{_listed('Agent', previous[1:])}\n\n{DEBATE}".strip())
 
-    def _chat(self, *turns: str) -> list[Message]:
-        """The system prompt, then user and assistant in turn."""
+    def _chat(self, *turns: str) -> str | list[Message]:
+        """The system prompt, if there is one, then user and assistant in turn."""
         roles = ("user", "assistant")
         said: list[Message] = [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]
-        return [{"role": "system", "content": self.prompt.system}, *said]
+        system: list[Message] = [{"role": "system", "content": self.prompt.system}] if self.prompt.system else []
+        return [*system, *said] if self.chat is None else self.chat.render([*system, *said])
 
     def extract(self, text: str) -> str | None:
         """`grading.extract`: the content of the last complete box."""
