@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from tiny_models import make_folder
+from tiny_models import make_folder, make_reward_folder
 
 import tts
 from tts import selection
@@ -23,7 +23,7 @@ def solver():
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     policy = make_folder(tmp_path_factory.mktemp("policy"), "qwen2")
-    return policy, make_folder(tmp_path_factory.mktemp("prm"), "qwen2", kind="token-classification", seed=1)
+    return policy, make_reward_folder(tmp_path_factory.mktemp("prm"), "qwen2", "ForTokenClassification", seed=1)
 
 
 def test_the_worked_example_is_solved(solver):

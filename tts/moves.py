@@ -82,10 +82,14 @@ class Expand:
 
 @dataclass
 class Score:
-    """Score the last step of each node, and every step before it that has no score yet; gives floats, NaN where invalid."""
+    """Score the last step of each node, and every step before it that has no score yet; gives floats, NaN where invalid.
+
+    The verifier reads the problem's question before the steps, or with `context="prompt"` the prompt that they answer.
+    """
 
     nodes: Sequence[Node]
     by: str = "prm"
+    context: str = "problem"
 
 
 @dataclass(frozen=True)

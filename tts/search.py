@@ -66,6 +66,8 @@ class Search:
     def __init__(self, policy: Policy, verifiers: Mapping[str, Verifier], task: Task, models: Mapping[str, Policy] | None = None):
         self.policy, self.verifiers, self.task = policy, dict(verifiers), task
         self.policies = {"policy": policy, **(models or {})}
+        self._stats = tuple(name for verifier in self.verifiers.values() for name in getattr(verifier, "stats", ()))
+        """What verifiers read of the sampler, beyond what strategies ask for."""
         self._reset()
 
     def _reset(self) -> None:
@@ -206,6 +208,8 @@ class Search:
     def _decode(self, run: Run, move: Expand | Embed) -> None:
         """Submit an `Expand` or `Embed`, one ticket for each policy among its nodes."""
         widths = move.widths if isinstance(move, Expand) else [1] * len(move.nodes)
+        if isinstance(move, Expand) and self._stats:
+            move = replace(move, stats=tuple(dict.fromkeys((*move.stats, *self._stats))))
         begins = [0, *accumulate(widths)]
         members: dict[Policy, list[int]] = {}
         for i, source in enumerate(move.nodes):
@@ -249,13 +253,25 @@ class Search:
         new = [node for node in unscored if (move.by, node) not in self._scoring]
         for node in unscored:
             self._scoring.setdefault((move.by, node), []).append(run)
-        if new:
-            question, session = run.outcome.request.problem.question, run.outcome.session
-            for root in dict.fromkeys(node.root for node in new if node.prompt.previous):  # longer than what `check` saw
-                self.verifiers[move.by].check(question, len(root.tokens), session.max_tokens)
-            self.verifiers[move.by].submit(question, new, session.meter)
+        session, verifier = run.outcome.session, self.verifiers[move.by]
+        for question, nodes in self._contexts(run, move, new).items():
+            for root in dict.fromkeys(node.root for node in nodes if node.prompt.previous):  # longer than what `check` saw
+                verifier.check(question, len(root.tokens), session.max_tokens)
+            verifier.submit(question, nodes, session.meter)
         if not unscored:
             self._ready.append((run, [node.scores[move.by] for node in move.nodes]))
+
+    @staticmethod
+    def _contexts(run: Run, move: Score, nodes: Sequence[Node]) -> dict[str, list[Node]]:
+        """The nodes by what their verifier reads before them."""
+        found: dict[str, list[Node]] = {}
+        for node in nodes:
+            text = run.outcome.request.problem.question
+            if move.context == "prompt":
+                prompt = run.outcome.session.render(node.prompt)
+                text = prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)
+            found.setdefault(text, []).append(node)
+        return found
 
     # ---- branches that may end before their time
 

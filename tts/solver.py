@@ -9,26 +9,32 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 from tts import selection, strategies, tasks
-from tts.engine.model import KINDS, Model, resolve
+from tts.engine.model import Model
 from tts.engine.policy import Policy
-from tts.engine.sampling import Sampling
+from tts.engine.sampling import Sampling, root_key
+from tts.judge import GRM, META, SCALAR, Jury
+from tts.judge import judge as judge_responses
+from tts.judgements import Verdict
 from tts.meter import Meter
 from tts.search import Outcome, Request, Search
-from tts.strategies import Strategy
+from tts.strategies import SearchProblem, Strategy
 from tts.tasks import Problem, Task
-from tts.tree import Node
+from tts.tree import Node, Prompt
+from tts.verifiers import Checkpoint
 from tts.verifiers.base import Function, Rule, Verifier
-from tts.verifiers.likelihood import Likelihood
-from tts.verifiers.prm import PRM, TokenClassificationPRM
+from tts.verifiers.load import Opened
+from tts.verifiers.statistics import STATISTICS, Statistic
 
 VERIFIER = "prm"
 """The name under which strategies ask for the solver's verifier."""
 SELECT = (*selection.RULES, "hierarchical")
 """Ways to choose the answer."""
+
+
+VerifierLike = str | os.PathLike | Checkpoint | Verifier | Callable[[str, list[str]], Sequence[float]] | None
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,8 @@ class Step:
     score: float
     end: str
     num_tokens: int
+    invalid: str = ""
+    """Why the score is NaN, where the verifier says so."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +114,13 @@ class Result:
 class Solver:
     """Solves problems by searching with a policy and, for most strategies, a verifier.
 
-    `policy` and models named as `verifier` are local folders, hub ids or `zoo:NAME`. `verifier` may also be `"auto"` (for the
-    zoo's policy the likelihood under `zoo:M`, else none), `None`, `"rule"` (tasks with an exact truth of steps), a function
-    `(question, steps) -> one score a step`, or an object with the methods of `tts.verifiers.base.Verifier`. A
-    token-classification model is read as a PRM, a causal one by its likelihood.
+    `policy` and models named as `verifier` are local folders, hub ids or `zoo:NAME`. What kind of verifier a model is, its
+    config says (`tts.verifiers.families`; a plain causal model is read by its likelihood); `"FAMILY:MODEL"` or a
+    `tts.verifiers.Checkpoint` overrule it. `verifier` may also be `"auto"` (for the zoo's policy the likelihood under `zoo:M`,
+    else none), `None`, `"rule"` (tasks with an exact truth of steps), `"self-certainty"` or `"confidence"` (of the policy
+    itself), a function `(question, steps) -> one score a step`, or an object with the methods of `tts.verifiers.base.Verifier`.
+
+    `judge` is the model that generative judging asks (`tts.judge`), `meta` a verifier that scores its critiques.
 
     `max_rows`, `max_batch_tokens` and `kv_bytes` change speed and memory, never a result. Raises `ValueError` for what cannot
     be run, before any page is allocated.
@@ -118,7 +129,7 @@ class Solver:
     def __init__(
         self,
         policy: str | os.PathLike = "zoo:S",
-        verifier: str | os.PathLike | Verifier | Callable[[str, list[str]], Sequence[float]] | None = "auto",
+        verifier: VerifierLike = "auto",
         task: str | Task = "auto",
         device: str = "auto",
         dtype: str = "auto",
@@ -127,6 +138,8 @@ class Solver:
         max_batch_tokens: int = 2048,
         page_size: int = 16,
         kv_bytes: int | None = None,
+        judge: str | os.PathLike | None = None,
+        meta: VerifierLike = None,
     ):
         is_zoo = str(policy).startswith("zoo:")
         self.task = tasks.find(("chain" if is_zoo else "math") if task == "auto" else task) if isinstance(task, str) else task
@@ -134,14 +147,24 @@ class Solver:
             verifier = "zoo:M" if is_zoo else None
         _quiet()
         model = Model.load(policy, device=device, dtype=dtype, backend=backend)
-        reading = None
-        if isinstance(verifier, (str, os.PathLike)) and verifier != "rule":
-            reading = Model.load(verifier, _kind(verifier), device, dtype, backend)
-        num_pages = _num_pages([m for m in (model, reading) if m], page_size, kv_bytes)
+        opened, opened_meta = (
+            Opened.load(Checkpoint.of(v), device, dtype, backend)
+            if isinstance(v, (str, os.PathLike, Checkpoint)) and v not in ("rule", *STATISTICS)
+            else None
+            for v in (verifier, meta)
+        )
+        judging = None if judge is None else Model.load(judge, device=device, dtype=dtype, backend=backend)
+        loaded = [model, judging, *(o.model for o in (opened, opened_meta) if o)]
+        num_pages = _num_pages([m for m in loaded if m], page_size, kv_bytes)
         self.has_verifier = verifier is not None
         self.policy = Policy(model, num_pages, page_size, max_rows, max_batch_tokens)
-        self.verifier = self._make_verifier(verifier, reading, num_pages, page_size, max_batch_tokens)
-        self.search = Search(self.policy, {VERIFIER: self.verifier}, self.task)
+        self.verifier = self._make_verifier(verifier, opened, num_pages, page_size, max_batch_tokens)
+        verifiers = {VERIFIER: self.verifier}
+        if meta is not None:
+            reader = self._make_verifier(meta, opened_meta, num_pages, page_size, max_batch_tokens)
+            verifiers |= dict.fromkeys((META, SCALAR), reader)
+        models = {GRM: Policy(judging, num_pages, page_size, max_rows, max_batch_tokens)} if judging else {}
+        self.search = Search(self.policy, verifiers, self.task, models)
 
     def solve(self, problem: str | Problem, strategy: str = "beam", **options: Any) -> Result:
         """Search one problem. Options are those of `solve_each`; an exception inside the search is raised."""
@@ -150,6 +173,29 @@ class Solver:
                 raise outcome.error
             return self._result(outcome, options.get("select"), options.get("answer_agg", "last"))
         raise AssertionError("a search gives one outcome a request")
+
+    def judge(
+        self, question: str, responses: Sequence[str], seed: int = 0, max_tokens: int | None = None, **jury: Any
+    ) -> tuple[Verdict, Meter]:
+        """Judge given responses with the model `judge`, and what that cost; `jury` are the fields of `tts.judge.Jury`."""
+        if not responses:
+            raise ValueError("responses: there is none to judge")
+        root = Node(None, (0,), b"", "prompt", 0, Prompt())
+        leaves = [Node(root, (0,), text.encode(), "stop", root_key("response", text), root.prompt) for text in responses]
+        found: list[Verdict] = []
+
+        def run(problem: SearchProblem, p: Jury):
+            """The judge alone."""
+            found.append((yield from judge_responses(problem, leaves, p)))
+            return []
+
+        alone = Strategy("judge", "Liu et al. 2025", Jury, run, needs_verifier=False, templates=("judge",), score=None)
+        request = Request(Problem(question), alone, Jury(**jury), Sampling(max_tokens=max_tokens), seed)
+        self.search.check(request)
+        (outcome,) = self.search.run([request])
+        if outcome.error is not None:
+            raise outcome.error
+        return found[0], outcome.session.meter
 
     def solve_many(self, problems: Iterable[str | Problem], strategy: str = "beam", **options: Any) -> list[Result]:
         """Search many problems at once; results in their order. A failed one has `error` set and no answer."""
@@ -257,14 +303,12 @@ class Solver:
         has_scores = self.has_verifier if strategy.score == VERIFIER else strategy.score is not None
         return (strategy.select or "weighted") if has_scores else "majority"
 
-    def _make_verifier(self, verifier: Any, model: Model | None, *sizes: int) -> Verifier:
+    def _make_verifier(self, verifier: Any, opened: Opened | None, *sizes: int) -> Verifier:
         """The verifier that an argument of the solver means; `sizes` are pages, page size and tokens of a pass."""
-        if model is not None:
-            if _kind(verifier) == "token-classification":
-                return PRM(model, TokenClassificationPRM(), *sizes)
-            likelihood = Likelihood(model, *sizes)
-            likelihood.check_tokenizer(self.policy.model)
-            return likelihood
+        if opened is not None:
+            return opened.make(self.policy.model, lambda question: self.task.render("solve", question, [], {}), *sizes)
+        if isinstance(verifier, str) and verifier in STATISTICS:
+            return Statistic(verifier)
         if verifier is None:
             return Function(lambda _, steps: [math.nan] * len(steps), "none")
         if verifier == "rule":
@@ -276,18 +320,6 @@ class Solver:
 
 def _quiet() -> None:
     transformers_logging.disable_progress_bar()
-
-
-def _kind(source: str | os.PathLike) -> str:
-    """How a verifier's weights are read: by the architecture that its config names."""
-    try:
-        architectures = AutoConfig.from_pretrained(resolve(source)).architectures or []
-    except OSError as error:
-        raise ValueError(f"verifier {str(source)!r} cannot be read: {error}") from error
-    for suffix, kind in (("ForTokenClassification", "token-classification"), ("ForCausalLM", "causal-lm")):
-        if any(name.endswith(suffix) for name in architectures):
-            return kind
-    raise ValueError(f"verifier {str(source)!r}: architectures {architectures} are neither of {', '.join(KINDS)}")
 
 
 def _num_pages(models: Sequence[Model], page_size: int, kv_bytes: int | None) -> int:
@@ -306,9 +338,14 @@ def _num_pages(models: Sequence[Model], page_size: int, kv_bytes: int | None) ->
 
 def _candidate(leaf: Node, task: Task, answer_agg: str, by: str) -> Candidate:
     """`by` is the name under which the answer is scored; its steps show the verifier's scores."""
-    steps = [Step(n.text, n.scores.get(VERIFIER, math.nan), n.end, len(n.tokens)) for n in leaf.path]
+    steps = [_step(node) for node in leaf.path]
     text = leaf.solution
     return Candidate(text, task.extract(text), steps, leaf.value(answer_agg, by), leaf.end)
+
+
+def _step(node: Node) -> Step:
+    score = node.scores.get(VERIFIER, math.nan)
+    return Step(node.text, score, node.end, len(node.tokens), getattr(score, "reason", ""))
 
 
 def _tree(outcome: Outcome) -> list[dict[str, Any]]:

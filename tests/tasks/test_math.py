@@ -31,8 +31,8 @@ def test_every_prompt_names_its_source_and_version():
 def test_unknown_prompts_and_templates_are_refused_with_the_names_that_exist():
     with pytest.raises(ValueError, match="'llama'.*search-and-learn, qwen"):
         Math(prompt="llama")
-    with pytest.raises(ValueError, match="'judge'.*solve, think, revise"):
-        TASK.render("judge", "1+1?", [], {})
+    with pytest.raises(ValueError, match="'sing'.*solve, think, revise"):
+        TASK.render("sing", "1+1?", [], {})
 
 
 def test_templates_show_the_earlier_answers_where_each_has_its_place():

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 from runs import is_empty, outcomes, requests
-from tiny_models import make_folder
-from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
+from tiny_models import make_folder, make_reward_folder
+from transformers import AutoModelForCausalLM
+from verifiers import published
 
 from tts import zoo
 from tts.engine.model import Model
@@ -15,8 +16,9 @@ from tts.engine.sampling import Sampling
 from tts.search import Request, Search
 from tts.strategies import find
 from tts.tasks.base import Problem
+from tts.verifiers import Checkpoint
 from tts.verifiers.likelihood import Likelihood
-from tts.verifiers.prm import PRM, TokenClassificationPRM
+from tts.verifiers.load import Opened
 
 STRATEGIES = [("best_of_n", {}), ("beam", {}), ("lookahead", {"k": 1})]
 
@@ -33,33 +35,27 @@ class PlainText:
         return [{"role": "user", "content": question}]
 
 
+HEADS = {"trl": "ForTokenClassification", "reward-model": "ForSequenceClassification"}
+
+
 @pytest.fixture(scope="module", params=["llama", "qwen2"])
 def folders(request, tmp_path_factory):
-    policy = make_folder(tmp_path_factory.mktemp("policy"), request.param)
-    return policy, make_folder(tmp_path_factory.mktemp("prm"), request.param, kind="token-classification", seed=1)
+    make = tmp_path_factory.mktemp
+    rewards = {name: make_reward_folder(make(name), request.param, head, seed=1) for name, head in HEADS.items()}
+    return make_folder(make("policy"), request.param), rewards
 
 
-def reencode(folder: str, question: str, steps: list[str]) -> list[float]:
-    """The published procedure for TRL's PRMs: the whole text at once, softmax of the two labels at each separator."""
-    model = AutoModelForTokenClassification.from_pretrained(folder, dtype=torch.float32)
-    tokenizer = Model.load(folder, kind="token-classification").tokenizer
-    encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
-    ids, ends = encode(question), []
-    for step in steps:
-        ids = ids + encode(step) + encode("\n")
-        ends.append(len(ids) - 1)
-    logits = model(torch.tensor([ids])).logits[0]
-    return torch.softmax(logits[ends], -1)[:, 1].tolist()
+def open_verifier(folder, num_pages, max_batch_tokens=32):
+    opened = Opened.load(Checkpoint(folder))
+    return opened.make(opened.model, None, num_pages, 4, max_batch_tokens)
 
 
 @pytest.mark.parametrize(("name", "changes"), STRATEGIES)
 @pytest.mark.parametrize("num_pages", [2000, 40])
-def test_incremental_prm_scores_equal_a_full_reencoding(folders, name, changes, num_pages):
-    policy, prm = folders
-    judge = PRM(
-        Model.load(prm, kind="token-classification"), TokenClassificationPRM(), num_pages, page_size=4, max_batch_tokens=32
-    )
-    search = Search(Policy(Model.load(policy), 2000, 4, 16, 32), {"prm": judge}, PlainText())
+@pytest.mark.parametrize(("family", "reference"), [("trl", published.trl), ("reward-model", published.reward_model)])
+def test_scores_in_a_search_equal_a_full_reencoding(folders, name, changes, num_pages, family, reference):
+    policy, rewards = folders
+    search = Search(Policy(Model.load(policy), 2000, 4, 16, 32), {"prm": open_verifier(rewards[family], num_pages)}, PlainText())
     strategy = find(name)
     made = [
         Request(Problem(q, str(i)), strategy, strategy.make_parameters({"n": 5, **changes}), Sampling(), 0)
@@ -67,22 +63,20 @@ def test_incremental_prm_scores_equal_a_full_reencoding(folders, name, changes, 
     ]
     for outcome in outcomes(search, made):
         for leaf in outcome.leaves:
-            steps = leaf.path
-            expected = reencode(prm, outcome.request.problem.question, [n.text for n in steps])
-            assert [n.scores["prm"] for n in steps] == pytest.approx(expected, abs=1e-5)
+            for i, node in enumerate(leaf.path):
+                expected = reference(rewards[family], outcome.request.problem.question, [n.text for n in leaf.path[: i + 1]])
+                assert node.scores["prm"] == pytest.approx(expected, abs=1e-5)
     assert is_empty(search)
 
 
 def test_verifier_tokens_are_the_new_tokens_of_the_rendered_steps(folders):
-    policy, prm = folders
-    model = Model.load(prm, kind="token-classification")
-    search = Search(
-        Policy(Model.load(policy), 2000, 4, 16, 32), {"prm": PRM(model, TokenClassificationPRM(), 2000, 4)}, PlainText()
-    )
+    policy, rewards = folders
+    judge = open_verifier(rewards["trl"], 2000)
+    search = Search(Policy(Model.load(policy), 2000, 4, 16, 32), {"prm": judge}, PlainText())
     strategy = find("beam")
     (outcome,) = outcomes(search, [Request(Problem("the question"), strategy, strategy.make_parameters({"n": 8}), Sampling(), 0)])
-    encode = lambda text: model.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
-    rendered = [encode(node.text) + encode("\n") for node in outcome.session.nodes]
+    encode = lambda text: judge.model.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    rendered = [encode(node.text.rstrip("\n")) + encode("\n") for node in outcome.session.nodes]
     assert outcome.session.meter.verifier_tokens == len(encode("the question")) + sum(map(len, rendered))
 
 
@@ -104,9 +98,3 @@ def test_incremental_likelihood_equals_a_full_reencoding(zoo_models, make_search
                     total = float(each.detach()[len(prompt) - 1 : len(prompt) - 1 + count].sum())
                     expected = math.exp(total / count if per_token else total)
                     assert node.scores["prm"] == pytest.approx(expected, abs=1e-5)
-
-
-def test_a_likelihood_needs_the_policys_vocabulary(zoo_models, folders):
-    policy, _ = folders
-    with pytest.raises(ValueError, match="vocabularies differ"):
-        Likelihood(zoo_models[1], 10).check_tokenizer(Model.load(policy))

@@ -167,6 +167,22 @@ class TreeCache:
         self.enter(prefill.nodes[-1], prefill.kv_node)
         return len(prefill.tokens) - new
 
+    def can_split(self, node: Node) -> bool:
+        return node not in self._filling
+
+    def split(self, node: Node, upper: Node) -> None:
+        """`upper`, new and by now the node's parent, has taken over its first tokens: their KV goes with them.
+
+        The node must not be under way in a prefill (`can_split`). The state behind `upper`'s last token is not known.
+        """
+        length = len(self.tokens_of(upper))
+        num_read = self._num_read.pop(node, 0)
+        self._num_read[upper], self._num_read[node] = min(num_read, length), max(0, num_read - length)
+        if node in self._entries:
+            assert node in self._complete, "half a node cannot be split"
+            self._entries[upper] = self.kv.split(self._entries[node], length)
+            self._complete.add(upper)
+
     def abort(self, prefill: Prefill) -> None:
         self._filling.difference_update(prefill.nodes)
         self.kv.release(prefill.kv_node)

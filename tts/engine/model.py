@@ -15,8 +15,8 @@ from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
-    AutoModelForTokenClassification,
     AutoTokenizer,
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -28,7 +28,8 @@ from tts_kernels.pages import PagedKV, Plan
 ATTENTION = "tts"
 """The name under which our attention is registered with transformers."""
 
-KINDS = {"causal-lm": AutoModelForCausalLM, "token-classification": AutoModelForTokenClassification}
+KINDS = {"causal-lm": AutoModelForCausalLM, "trunk": AutoModel}
+"""What is loaded of a checkpoint: with its language-model head, or without any head."""
 
 
 @dataclass(frozen=True)
@@ -161,21 +162,23 @@ class Model:
         device: str = "auto",
         dtype: str = "auto",
         backend: str | None = None,
+        trust_remote_code: bool = False,
     ) -> Model:
-        """Load a local folder or a hub id; safetensors only, never remote code.
+        """Load a local folder or a hub id; safetensors only. Remote code runs only where `trust_remote_code` says so.
 
         Raises `ValueError` for what cannot be run rightly: a missing folder, an attention we do not have.
         """
         source = resolve(source)
-        try:
-            config = AutoConfig.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"model {source!r} cannot be read: {error}") from error
+        config = read_config(source, trust_remote_code)
         check_supported(config.get_text_config(), source)
         place = resolve_device(device)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         inner = KINDS[kind].from_pretrained(
-            source, dtype=resolve_dtype(dtype, config, place), attn_implementation="sdpa", use_safetensors=True
+            source,
+            dtype=resolve_dtype(dtype, config, place),
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
         )
         return cls(inner.to(place), tokenizer, str(source), backend)
 
@@ -259,13 +262,13 @@ class Model:
 
     @property
     def eos_ids(self) -> list[int]:
-        """Every id that ends a text: the generation config's list, the model's, the tokenizer's."""
+        """Every id that ends a text and that the head can give: the generation config's list, the model's, the tokenizer's."""
         generation = getattr(self.inner, "generation_config", None)
         found: list[int] = []
         for holder in (generation, self.config, self.tokenizer):
             ids = getattr(holder, "eos_token_id", None)
             found += ids if isinstance(ids, list) else [] if ids is None else [ids]
-        return sorted(set(found))
+        return sorted({i for i in found if i < self.config.vocab_size})
 
     def encode(self, prompt: str | Sequence[dict[str, str]]) -> list[int]:
         """Token ids of a prompt: plain text as it is, messages through the chat template with the assistant's turn opened."""
@@ -287,10 +290,11 @@ class Model:
 
     @torch.inference_mode()
     def _probe_stock(self) -> torch.Tensor:
-        return self.inner(input_ids=self._probe_tokens()[None], use_cache=False).logits[0].float()
+        out = self.inner(input_ids=self._probe_tokens()[None], use_cache=False)
+        return (out.last_hidden_state if self.inner.get_output_embeddings() is None else out.logits)[0].float()
 
     def _probe(self, expected: torch.Tensor) -> None:
-        """Refuse a model whose logits are not what its own forward gives: it does something that paged attention does not see."""
+        """Refuse a model whose output is not what its own forward gives: it does something that paged attention does not see."""
         tokens = self._probe_tokens()
         kv = self.make_kv(num_pages=2, page_size=len(tokens))
         leaf = kv.add([-1])
@@ -299,7 +303,7 @@ class Model:
             tokens, torch.arange(len(tokens), device=self.device), slots, kv.plan(leaf, [0, len(tokens)]), kv, self.backend
         )
         hidden = self.forward(ragged)
-        head = self.inner.get_output_embeddings() or self.inner.score
+        head = self.inner.get_output_embeddings() or nn.Identity()
         with torch.inference_mode():
             error = (head(hidden).float() - expected).abs().max() / expected.abs().max().clamp_min(1e-6)
         allowed = 1e-3 if self.dtype is torch.float32 else 0.1
@@ -331,6 +335,19 @@ def resolve(source: str | os.PathLike) -> str:
     if is_local and not Path(text).is_dir():
         raise ValueError(f"no model folder {text!r}: give a folder with config.json and safetensors, a hub id, or zoo:NAME")
     return text
+
+
+def read_config(source: str, trust_remote_code: bool = False) -> Any:
+    """The checkpoint's transformers config; `ValueError` where there is none or where it needs code of its own."""
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"model {source!r} cannot be read without running code that comes with it: if you have read that code and trust "
+                "it, give trust_remote_code=True for this model (tts.verifiers.Checkpoint)"
+            ) from error
+        raise ValueError(f"model {source!r} cannot be read: {error}") from error
 
 
 def resolve_device(device: str) -> torch.device:

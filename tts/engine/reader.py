@@ -39,6 +39,7 @@ class Passage:
 class _Job:
     node: Node
     meter: Meter
+    num_tokens: int
     prefill: Prefill | None = None
 
 
@@ -69,8 +70,8 @@ class Reader:
 
     def read(self, node: Node, meter: Meter) -> None:
         """Ask for a node that is not in the cache; those of its ancestors that are missing are read with it."""
-        self._jobs.append(_Job(node, meter))
-        self.num_queued_tokens += len(self.cache.tokens_of(node))
+        self._jobs.append(_Job(node, meter, len(self.cache.tokens_of(node))))
+        self.num_queued_tokens += self._jobs[-1].num_tokens
 
     def step(self) -> tuple[torch.Tensor, list[Passage]]:
         """One forward pass: hidden states T[T, E] and the passages that say whose they are; none if nothing was left to read."""
@@ -161,4 +162,4 @@ class Reader:
         self._jobs = [job for job in self._jobs if id(job) not in gone]
 
     def _leave(self, job: _Job) -> None:
-        self.num_queued_tokens -= len(self.cache.tokens_of(job.node))
+        self.num_queued_tokens -= job.num_tokens

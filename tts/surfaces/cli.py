@@ -1,9 +1,10 @@
-"""The command line: `tts demo`, `tts solve`, `tts eval`, `tts strategies`, `tts info`."""
+"""The command line: `tts demo`, `tts solve`, `tts eval`, `tts judge`, `tts strategies`, `tts info`."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -185,6 +186,47 @@ def _compare(
         _print_json(found)
     else:
         show.comparison(out, found)
+
+
+@app.command()
+def judge(
+    question: str,
+    response: Annotated[list[str], typer.Option("--response", help="A response's text, or @FILE; repeatable.")],
+    model: Annotated[str, typer.Option("--judge", help="A model folder or a hub id: the generative judge.")],
+    meta: Annotated[str | None, typer.Option(help="A reward model that chooses among the judgements.")] = None,
+    way: Annotated[str, typer.Option(help="listwise, pairwise, verdict or semi-scalar.")] = "listwise",
+    k: Annotated[int, typer.Option("--k", help="Judgements to sample.")] = 8,
+    k_meta: Annotated[int, typer.Option("--k-meta", help="Judgements that count, with --meta; 0: all.")] = 0,
+    temperature: TemperatureOption = 0.5,
+    no_shuffle: Annotated[bool, typer.Option("--no-shuffle", help="Always show the responses in the order given.")] = False,
+    max_tokens: int | None = None,
+    seed: int = 0,
+    device: DeviceOption = "auto",
+    backend: BackendOption = None,
+    kv_bytes: KvBytesOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge responses to a question with a generative reward model and print their scores."""
+    from dataclasses import asdict
+    from pathlib import Path
+
+    from tts.solver import Solver
+
+    texts = [Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text for text in response]
+    solver = Solver(model, None, "math", device, backend=backend, kv_bytes=kv_bytes, judge=model, meta=meta)
+    settings = {"way": way, "k": k, "k_meta": k_meta, "temperature": temperature, "shuffle": not no_shuffle}
+    verdict, meter = solver.judge(question, texts, seed, max_tokens, **settings)
+    if as_json:
+        scores = [score if math.isfinite(score) else None for score in verdict.scores]
+        _print_json(asdict(verdict) | {"scores": scores, "is_tie": verdict.is_tie, "meter": meter.search_cost()})
+        return
+    for place, i in enumerate(verdict.ranking):
+        out.print(f"{place + 1}. response {i + 1}: {verdict.scores[i]:g}", highlight=False)
+    out.print(
+        f"{verdict.num_counted} of {verdict.num_read + verdict.num_dropped} judgements count, {verdict.num_dropped} could not be "
+        f"read{', the best are tied' * verdict.is_tie}",
+        highlight=False,
+    )
 
 
 @app.command()

@@ -8,6 +8,7 @@ from typing import Any
 
 from tts import grading
 from tts.tasks.base import Message, Thinking
+from tts.tasks.judging import render_judge
 from tts.tasks.prompts import PROMPTS, TEMPLATES, Prompt
 
 MAX_QUESTION_LENGTH = 100_000
@@ -48,7 +49,7 @@ class Math:
 
     name = "math"
     step_stop: tuple[str, ...] = ("\n\n",)
-    templates = ("solve", "think", "revise", "correct", "debate")
+    templates = ("solve", "think", "revise", "correct", "debate", "judge")
     thinking = Thinking(end="</think>", wait="Wait", answer="</think>\n\nFinal Answer: ")
     max_tokens = 2048
 
@@ -71,10 +72,13 @@ class Math:
         """The chat for `question`.
 
         `solve` and `think` are the question alone. `revise` shows all of `previous` and asks for a better solution, `correct`
-        has the last of them as the assistant's own and asks for a review, `debate` the first as its own and the others' beside.
+        has the last of them as the assistant's own and asks for a review, `debate` the first as its own and the others' beside,
+        `judge` shows them to a judge in the way that `fields` names.
         """
         if template not in self.templates:
             raise ValueError(f"unknown template {template!r} of task {self.name!r}: expected one of {', '.join(self.templates)}")
+        if template == "judge":
+            return render_judge(fields.get("way", "listwise"), question, previous)
         question += self.prompt.suffix
         if template in ("solve", "think"):
             return self._chat(question)

@@ -1,1 +1,5 @@
 """Verifiers: what scores the steps of a search."""
+
+from tts.verifiers.checkpoint import Checkpoint
+
+__all__ = ["Checkpoint"]

@@ -10,6 +10,21 @@ from tts.meter import Meter
 from tts.tree import Node
 
 
+class Invalid(float):
+    """A NaN that says why there is no score."""
+
+    reason: str
+
+    def __new__(cls, reason: str) -> Invalid:
+        made = super().__new__(cls, math.nan)
+        made.reason = reason
+        return made
+
+
+class Unreadable(ValueError):
+    """A step whose input cannot be read: it gets an `Invalid` score, its problem goes on."""
+
+
 class Verifier(Protocol):
     """Scores steps, each once. The search hands over nodes without a score, parents before children."""
 
@@ -33,7 +48,7 @@ class Verifier(Protocol):
         ...
 
     def step(self) -> list[tuple[Node, float | Exception]]:
-        """Work for one pass; gives the scores that are ready. NaN is an invalid score: recorded, never selected.
+        """Work for one pass; gives the scores that are ready. NaN (`Invalid` says why) is recorded and never selected.
 
         An exception in a score's place ends the search of that node's problem, and of no other.
         """
@@ -47,7 +62,7 @@ class Verifier(Protocol):
 class Function:
     """A user's function `(question, steps) -> one score a step` as a verifier; `steps` are the texts of a branch so far.
 
-    A wrong number of scores, or one that is not a number, is recorded as NaN for the step: it is never silently 0.
+    A wrong number of scores, or one that is not a finite number, is recorded as `Invalid`: it is never silently 0.
     """
 
     def __init__(self, function: Callable[[str, list[str]], Sequence[float]], name: str = "function"):
@@ -78,9 +93,13 @@ class Function:
             scores = list(self._function(question, steps))
         except Exception as error:  # the user's mistake belongs to the problem on which it happened
             return error
-        if len(scores) != len(steps) or not isinstance(scores[-1], (int, float)):
-            return math.nan
-        return float(scores[-1])
+        if len(scores) != len(steps):
+            return Invalid(f"verifier {self.name} gave {len(scores)} scores for {len(steps)} steps")
+        try:
+            score = float(scores[-1])
+        except (TypeError, ValueError):
+            return Invalid(f"verifier {self.name} gave {scores[-1]!r}, which is not a number")
+        return score if math.isfinite(score) else Invalid(f"verifier {self.name} gave {score}")
 
 
 class Rule(Function):

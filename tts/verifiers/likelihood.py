@@ -3,124 +3,134 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from tts.engine.model import Model
 from tts.engine.reader import Passage
-from tts.meter import Meter
 from tts.tree import Node
 from tts.verifiers.reading import ReadingVerifier
 
 LOGIT_BYTES = 64 << 20
 """Ceiling on the logits held at a time: rows are taken in pieces, [tokens, vocabulary] never exists."""
 
-
-def _parent(node: Node) -> Node:
-    assert node.parent is not None, "a prompt has no score"
-    return node.parent
+Render = Callable[[str], list[int]]
+"""A question -> the tokens of its prompt."""
 
 
 class Likelihood(ReadingVerifier):
     """The score of a step is the probability of the whole branch up to it under `model`: exp of the sum of log-probabilities.
 
     It estimates, as a PRM does, how likely the prefix is right, if wrong steps are unlikely texts. With `per_token` it is the
-    geometric mean per token, for texts so long that the product vanishes. Policy and model must share a tokenizer.
+    geometric mean per token, for texts so long that the product vanishes.
+
+    A model with the policy's vocabulary reads the policy's own tokens. Any other gets `render`, which writes the prompt in its
+    vocabulary, and reads the branch's text, tokenized as one: then probabilities are of texts, and a token across the border
+    of two steps belongs to the later one.
     """
 
     name = "likelihood"
+    overlap = 1
 
     def __init__(
-        self, model: Model, num_pages: int, page_size: int = 16, max_batch_tokens: int = 2048, *, per_token: bool = False
+        self,
+        model: Model,
+        num_pages: int,
+        page_size: int = 16,
+        max_batch_tokens: int = 2048,
+        *,
+        per_token: bool = False,
+        render: Render | None = None,
     ):
-        super().__init__(model, lambda node: node.tokens, num_pages, page_size, max_batch_tokens)
-        self.per_token = per_token
-        self._tokens: dict[Node, list[float]] = {}  # log-probabilities of a node's tokens, as far as they were read
-        self._total: dict[Node, tuple[float, int]] = {}  # over the branch: sum of log-probabilities, number of tokens
-
-    def check_tokenizer(self, policy: Model) -> None:
-        """Raise `ValueError` unless the policy's token ids mean the same here."""
-        if policy.tokenizer.get_vocab() != self.model.tokenizer.get_vocab():
-            raise ValueError(
-                f"likelihood under {self.model.name} needs the tokenizer of the policy {policy.name}; their vocabularies differ"
-            )
+        super().__init__(model, num_pages, page_size, max_batch_tokens)
+        self.per_token, self._render = per_token, render
+        self._logprobs: dict[Node, list[float]] = {}
+        """Log-probabilities of a place's tokens, as far as they were read."""
+        self._behind: dict[Node, float] = {}
+        """By a place that a cut made: of the token behind it, which every place on it begins with (`overlap`)."""
 
     def check(self, question: str, num_prompt_tokens: int, max_tokens: int) -> None:
-        self._check_length(num_prompt_tokens, max_tokens)
-
-    def submit(self, question: str, nodes: Sequence[Node], meter: Meter) -> None:
-        self._want(nodes, meter)
+        prompt = num_prompt_tokens if self._render is None else len(self._render(question))
+        self.model.check_fits(self.kv, prompt, max_tokens, f"verifier {self.name}")
 
     def step(self) -> list[tuple[Node, float | Exception]]:
         hidden, passages, ends = self._read()
         self._read_logprobs(hidden, passages)
         self._keep_chunk_ends(hidden, passages)
-        return [self._settle(node) for node, _ in ends] + self._settle_empty()
+        self._settle([place for place, _ in ends], [self._value(place) for place, _ in ends])
+        return self._take_ready()
 
-    def close(self, nodes: Sequence[Node]) -> None:
-        self._forget(nodes)
-        for node in nodes:
-            self._tokens.pop(node, None)
-            self._total.pop(node, None)
+    def _input(self, question: str, node: Node) -> list[int]:
+        if self._render is None:
+            return [token for n in [node.root, *node.path] for token in n.tokens]
+        text = self.model.tokenizer(node.solution, add_special_tokens=False)["input_ids"] if node.parent else []
+        return [*self._render(question), *text]
 
-    def _settle(self, node: Node) -> tuple[Node, float | Exception]:
-        self._wanted.discard(node)
-        logprobs = self._tokens.pop(node, [])
-        above, count = self._total.get(_parent(node), (0.0, 0))
-        # fsum is exact, so a sum does not depend on how passes cut the node.
-        total = above + math.fsum(logprobs)
-        count += len(logprobs)
-        self._total[node] = (total, count)
-        return node, math.exp(total / max(count, 1) if self.per_token else total)
+    def _closed(self, place: Node) -> None:
+        self._logprobs.pop(place, None)
+        self._behind.pop(place, None)
 
-    def _settle_empty(self) -> list[tuple[Node, float | Exception]]:
-        """Nodes without tokens end in no passage: they score as their parents."""
-        empty = [
-            node
-            for node in self._wanted
-            if not len(node.tokens) and (_parent(node) in self._total or _parent(node).end == "prompt")
-        ]
-        return [self._settle(node) for node in sorted(empty, key=lambda n: n.order)]
+    def _was_cut(self, place: Node, upper: Node) -> None:
+        known, length = self._logprobs.pop(place, []), len(upper.tokens)
+        self._logprobs[upper], self._logprobs[place] = known[:length], known[length:]
+        if known[length:]:
+            self._behind[upper] = known[length]
+
+    def _value(self, place: Node) -> float:
+        """The probability of the path behind the prompt. fsum is exact: no cut into passages or places changes the sum."""
+        known: list[float] = []
+        at = place
+        while at.parent is not None:
+            known += self._logprobs[at]
+            at = at.parent
+        total = math.fsum(known)
+        return math.exp(total / max(len(known), 1) if self.per_token else total)
 
     def _read_logprobs(self, hidden: torch.Tensor, passages: list[Passage]) -> None:
-        """Collect log p(token | tokens before it) for the tokens of wanted nodes.
+        """Collect log p(token | tokens before it) for the tokens of places that are new; those of the prompt are not looked at.
 
-        A token is predicted by the state one row above it; the first of a passage by the state that `_state_before` names.
+        A token is predicted by the state one row above it; the first of a passage by the state that `_states_before` names.
         """
         rows, targets, owners, first, num_targets = [], [], [], [], 0
         for passage in passages:
-            node_begin = 0
-            for node, end in zip(passage.prefill.nodes, passage.prefill.ends):
-                begin, until = max(node_begin, passage.begin), min(end, passage.end)
-                node_begin = end
-                if node not in self._wanted or begin >= until:
+            place_begin = 0
+            for place, end in zip(passage.prefill.nodes, passage.prefill.ends):
+                begin, until, offset = max(place_begin, passage.begin), min(end, passage.end), passage.begin - place_begin
+                place_begin = end
+                if place.parent is None or len(self._logprobs.get(place, ())) == len(place.tokens) or begin >= until:
                     continue
-                shift = passage.first_row - passage.begin
-                rows.append(np.arange(begin - 1 + shift, until - 1 + shift))
-                if begin == passage.begin:
-                    first.append((num_targets, passage, node))
-                targets.append(passage.prefill.tokens[begin:until])
-                owners.append((node, until - begin))
-                num_targets += until - begin
+                known = self._logprobs.setdefault(place, [])
+                del known[max(0, offset) :]  # of a pass whose pages were given away
+                if offset == 0 and passage.prefill.chunk_end is None and place.parent not in self._reader.cache.hidden:
+                    known.append(self._behind[place.parent])
+                    begin += 1
+                if begin < until:
+                    shift = passage.first_row - passage.begin
+                    rows.append(np.arange(begin - 1 + shift, until - 1 + shift))
+                    if begin == passage.begin:
+                        first.append((num_targets, passage, place))
+                    targets.append(passage.prefill.tokens[begin:until])
+                    owners.append((known, until - begin))
+                    num_targets += until - begin
         if not owners:
             return
         index = np.concatenate(rows)
         states = hidden[torch.from_numpy(np.maximum(index, 0))]
         if first:
-            states[[at for at, _, _ in first]] = self._states_before([(passage, node) for _, passage, node in first])
+            states[[at for at, _, _ in first]] = self._states_before([(passage, place) for _, passage, place in first])
         logprobs = self._gather(states, torch.from_numpy(np.concatenate(targets)).to(self.model.device)).tolist()
-        offset = 0
-        for node, count in owners:
-            self._tokens.setdefault(node, []).extend(logprobs[offset : offset + count])
-            offset += count
+        end = 0
+        for known, count in owners:
+            known += logprobs[end : end + count]
+            end += count
 
     def _states_before(self, firsts: list[tuple[Passage, Node]]) -> torch.Tensor:
-        """The states that predict the first tokens of passages: of the chunk before it, or of the node above."""
+        """The states that predict the first tokens of passages: of the chunk before it, or of the place above."""
         cache = self._reader.cache
         states = [None if p.prefill.chunk_end is None else p.prefill.chunk_end[None] for p, _ in firsts]
-        above = [cache.solid(_parent(node)) for (p, node), state in zip(firsts, states) if state is None]
+        above = [place.parent for (_, place), state in zip(firsts, states) if state is None and place.parent is not None]
         kept = iter(cache.hidden.read(above).split(1)) if above else iter(())
         return torch.cat([next(kept) if state is None else state for state in states])
 

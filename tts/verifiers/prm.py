@@ -1,111 +1,88 @@
-"""Process reward models on the incremental engine: a step is read once, in pages that fork with the search."""
+"""Reward models on the incremental engine: a step is read once, in pages that fork with the search."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+import os.path
 
 import torch
 
 import tts_kernels
 from tts.engine.model import Model
-from tts.meter import Meter
+from tts.engine.weights import Weights
 from tts.tree import Node
+from tts.verifiers.base import Invalid
+from tts.verifiers.families import Family
 from tts.verifiers.reading import ReadingVerifier
-
-
-class Family(Protocol):
-    """How one family of PRMs writes its input and reads its score. Nothing else in the package knows PRM families.
-
-    The input is `prompt(question)` and then `step(i, text)` for each step, every piece tokenized once; a step's score is read
-    at its last token: `activation(head @ hidden + bias)` of row `label`.
-    """
-
-    @property
-    def label(self) -> int: ...
-
-    @property
-    def activation(self) -> str:
-        """`softmax` over the label rows, or `sigmoid` of one."""
-        ...
-
-    def prompt(self, model: Model, question: str) -> list[int]: ...
-
-    def step(self, model: Model, index: int, text: str) -> list[int]: ...
-
-    def head(self, model: Model) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """T[C, E] label rows and f32[C] bias."""
-        ...
-
-
-@dataclass(frozen=True)
-class TokenClassificationPRM:
-    """Any PRM trained with TRL's PRMTrainer: a two-label head at the separator behind each step, softmax, label 1."""
-
-    separator: str = "\n"
-    label: int = 1
-    activation: str = "softmax"
-
-    def prompt(self, model: Model, question: str) -> list[int]:
-        ids = model.tokenizer(question, add_special_tokens=False)["input_ids"]
-        bos = model.tokenizer.bos_token_id
-        return ids if bos is None else [bos, *ids]
-
-    def step(self, model: Model, index: int, text: str) -> list[int]:
-        encode = lambda piece: model.tokenizer(piece, add_special_tokens=False)["input_ids"]  # noqa: E731
-        return encode(text) + encode(self.separator)
-
-    def head(self, model: Model) -> tuple[torch.Tensor, torch.Tensor | None]:
-        score = model.inner.score
-        return score.weight, None if score.bias is None else score.bias.float()
-
 
 _FIRST = torch.tensor([math.inf, 0.0, 0.0, 0.0])
 """`score`'s aggregates of no steps: the tree keeps the running ones (`tts.tree.Running`)."""
 
 
 class PRM(ReadingVerifier):
-    """A process reward model as verifier. New steps only are read; a score, once computed, is locked."""
+    """A reward model of some family as verifier. New tokens only are read; a score, once computed, is locked.
+
+    A process reward model scores every step; an outcome reward model is read as if the answer ended with the step. The head's
+    label rows see the states where scores are read and no others: logits of all tokens never exist.
+    """
 
     name = "prm"
 
     def __init__(self, model: Model, family: Family, num_pages: int, page_size: int = 16, max_batch_tokens: int = 2048):
-        self._tokens: dict[Node, list[int]] = {}
-        super().__init__(model, self._tokens.__getitem__, num_pages, page_size, max_batch_tokens)
+        super().__init__(model, num_pages, page_size, max_batch_tokens)
         self.family = family
-        self._head, self._bias = family.head(model)
+        family.bind(model)
+        self._head = family.head(Weights(model.name)).place(model)
+        num_labels = len(self._head.weight)
+        if num_labels <= family.label:
+            raise ValueError(f"{model.name}: family {family.name} reads label {family.label}, and the head has {num_labels}")
+        model.num_parameters += self._head.num_parameters
 
     def check(self, question: str, num_prompt_tokens: int, max_tokens: int) -> None:
-        # A step adds its separator; one a token is the worst case, and no text has that, so the separators are left out here.
-        self._check_length(len(self.family.prompt(self.model, question)), max_tokens)
-
-    def submit(self, question: str, nodes: Sequence[Node], meter: Meter) -> None:
-        for node in nodes:
-            root = node.root
-            if root not in self._tokens:
-                self._tokens[root] = self.family.prompt(self.model, question)
-            for i, step in enumerate(node.path):
-                if step not in self._tokens:
-                    self._tokens[step] = self.family.step(self.model, i, step.text)
-        self._want(nodes, meter)
+        # What the family adds to each step is left out here: a branch that outgrows the window gets `Invalid` scores.
+        prompt = self._prompt(question)
+        if not prompt:
+            raise ValueError(f"verifier {self.name}: family {self.family.name} writes a prompt without tokens for {question!r}")
+        self.model.check_fits(self.kv, len(prompt), max_tokens, f"verifier {self.name}")
 
     def step(self) -> list[tuple[Node, float | Exception]]:
         hidden, _, ends = self._read()
-        return self._score([node for node, _ in ends], hidden[[row for _, row in ends]]) if ends else []
+        if ends:
+            places = [place for place, _ in ends]
+            self._settle(places, self._score(hidden[[row for _, row in ends]]))
+        return self._take_ready()
 
-    def close(self, nodes: Sequence[Node]) -> None:
-        known = [node for node in nodes if node in self._tokens]
-        self._forget(known)
-        for node in known:
-            del self._tokens[node]
+    def _prompt(self, question: str) -> list[int]:
+        """What the inputs of all first steps begin with."""
+        return list(os.path.commonprefix([self.family.tokens(question, [text]) for text in ("0", "x")]))
 
-    def _score(self, nodes: list[Node], states: torch.Tensor) -> list[tuple[Node, float | Exception]]:
-        self._wanted.difference_update(nodes)
-        before = _FIRST.to(self.model.device).expand(len(nodes), 4)
-        with torch.inference_mode():
-            scored = tts_kernels.score(
-                states, self._head, self._bias, before, self.family.label, self.family.activation, backend=self.model.backend
-            )
-        return list(zip(nodes, scored.out.tolist()))
+    def _input(self, question: str, node: Node) -> list[int]:
+        return self.family.tokens(question, _steps(node)) if node.parent else self._prompt(question)
+
+    def _readout(self, question: str, node: Node) -> list[int] | None:
+        return self.family.readout(question, _steps(node))
+
+    @torch.inference_mode()
+    def _score(self, hidden: torch.Tensor) -> list[float]:
+        """The scores read off states T[N, E]; `Invalid` where one is not finite."""
+        states, head, label = self._head.states(hidden), self._head, self.family.label
+        if self.family.activation == "raw":
+            # One row at a time in effect: the bits of a sum over E do not depend on N.
+            values = (states.float() * head.weight[label].float()).sum(-1)
+            out = values if head.bias is None else values + head.bias[label]
+        else:
+            before = _FIRST.to(self.model.device).expand(len(states), 4)
+            out = tts_kernels.score(
+                states, head.weight, head.bias, before, label, self.family.activation, backend=self.model.backend
+            ).out
+        return [v if math.isfinite(v) else Invalid(f"verifier {self.name}: the head gave {v}") for v in out.tolist()]
+
+
+def _steps(node: Node) -> list[str]:
+    """The texts of a branch's steps; segments that were cut anywhere (`Tokens`) are part of the step that they lead to."""
+    parts: list[list[bytes]] = [[]]
+    for step in node.path:
+        parts[-1].append(step.data)
+        if step.end != "cut":
+            parts.append([])
+    return [b"".join(part).decode("utf-8", "replace") for part in parts if part]
