@@ -57,7 +57,8 @@ class Likelihood(ReadingVerifier):
         hidden, passages, ends = self._read()
         self._read_logprobs(hidden, passages)
         self._keep_chunk_ends(hidden, passages)
-        return [self._settle(node) for node, _ in ends] + self._settle_empty()
+        settled = [self._settle(x) for node, _ in ends for x in (*self._empty_above(node), node)]
+        return settled + self._settle_empty()
 
     def close(self, nodes: Sequence[Node]) -> None:
         self._forget(nodes)
@@ -74,6 +75,13 @@ class Likelihood(ReadingVerifier):
         count += len(logprobs)
         self._total[node] = (total, count)
         return node, math.exp(total / max(count, 1) if self.per_token else total)
+
+    def _empty_above(self, node: Node) -> list[Node]:
+        """The steps without tokens between this one and the last with tokens, that wait for their score; parents first."""
+        found = []
+        while (node := _parent(node)) in self._wanted and not len(node.tokens):
+            found.append(node)
+        return found[::-1]
 
     def _settle_empty(self) -> list[tuple[Node, float | Exception]]:
         """Nodes without tokens end in no passage: they score as their parents."""
