@@ -31,7 +31,7 @@ SMALL = {
     "deepconf_offline": {"window": 4, "keep": 50.0},
     "speculative_rejection": {"every": 9},
     "budget_forcing": {"waits": 1, "max_thinking": 20},
-    "hybrid": {"max_drawn": 150},
+    "hybrid": {"width": 3},
     "esc": {"window": 2},
     "sequential_revision": {"chains": 2},
     "self_correction": {"rounds": 1},
