@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 from surfaces.test_cli import run
 
 from tts.calibration import Isotonic, Judged, auc, ece, reliability, report, within_question_auc
+from tts.solver import Solver
+from tts.tasks.chain import EXAMPLE
+from tts.verifiers import Checkpoint
 
 
 def judged(question, scores, labels, lengths=None):
@@ -61,6 +64,15 @@ def test_a_fit_is_stored_and_read_again(tmp_path):
     fit.save(tmp_path / "calibration.json")
     assert Isotonic.load(tmp_path / "calibration.json") == fit
     assert math.isnan(fit(math.nan)) and fit(0.0) == 0.0 and fit(1.0) == 1.0
+
+
+def test_a_verifier_with_a_fit_gives_its_probabilities(tmp_path):
+    Isotonic((0.0, 1.0), (0.25, 0.75)).save(tmp_path / "calibration.json")
+    plain, fitted = (
+        Solver(verifier=Checkpoint("zoo:M", calibration=path)).solve(EXAMPLE, "best_of_n", n=1).candidates[0].scores
+        for path in (None, tmp_path / "calibration.json")
+    )
+    assert fitted == pytest.approx([0.25 + score / 2 for score in plain])
 
 
 def test_the_four_kinds_of_error_are_counted():

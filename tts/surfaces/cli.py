@@ -232,9 +232,27 @@ def strategies(as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def info(as_json: JsonOption = False) -> None:
-    """Versions, the machine, and which backend each kernel uses and why."""
-    from tts.surfaces import machine
+def info(
+    policy: Annotated[str | None, typer.Option(help="With a model: what it and --verifier need of the memory.")] = None,
+    verifier: Annotated[str | None, typer.Option(help="A model folder or a hub id.")] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Branches of the plan.")] = 64,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a branch in the plan, its prompt included.")] = 2048,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Versions, the machine, and which backend each kernel uses and why; with --policy a memory plan."""
+    from tts.surfaces import machine, memory
+
+    if verifier is not None and policy is None:
+        raise ValueError("--verifier needs --policy: the plan is for both")
+    if policy is not None:
+        found = memory.plan(policy, verifier, n, max_tokens, device)
+        if as_json:
+            _print_json(found)
+        else:
+            for line in memory.lines(found):
+                out.print(line, highlight=False)
+        return
 
     facts = machine.facts()
     if as_json:
