@@ -22,6 +22,13 @@ def pytest_addoption(parser):
         metavar="N",
         help="random calls of each op in tests/kernels/test_random.py (default 25; a full run takes 20000)",
     )
+    parser.addoption(
+        "--search-cases",
+        type=int,
+        default=15,
+        metavar="N",
+        help="random parameters of each strategy in tests/strategies/test_properties.py (default 15; a full run takes 500)",
+    )
 
 
 @pytest.fixture(scope="session")

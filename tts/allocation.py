@@ -10,7 +10,7 @@ import torch
 import tts_kernels
 from tts.engine.sampling import root_key
 from tts.engine.session import Session
-from tts.moves import Allocate, Rule, Softmax, Top
+from tts.moves import Allocate, Proportional, Resample, Rule, Softmax, Top
 
 
 @dataclass
@@ -26,9 +26,11 @@ class Segment:
 
 def kernel_rule(rule: Rule) -> tuple[str, float]:
     """The `prune` op's name and temperature for a rule."""
-    if isinstance(rule, Top):
-        return "top", 1.0
-    return ("softmax", rule.temperature) if isinstance(rule, Softmax) else (rule.scheme, 1.0)
+    if isinstance(rule, Softmax):
+        return "softmax", rule.temperature
+    if isinstance(rule, Resample):
+        return rule.scheme, 1.0
+    return "proportional" if isinstance(rule, Proportional) else "top", 1.0
 
 
 def segments(session: Session, move: Allocate) -> list[Segment]:

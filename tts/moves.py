@@ -33,7 +33,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Until `count` tokens were drawn, wherever that falls; the node then ends with `cut`."""
+    """Until `count` tokens were drawn, wherever that falls; the node then ends with `cut`.
+
+    None drawn (`count` 0) makes an empty node at no cost: a place for a verifier to read what an empty step is worth.
+    """
 
     count: int
 
@@ -113,7 +116,12 @@ class Resample:
             raise ValueError(f"Resample: scheme must be systematic or multinomial, got {self.scheme!r}")
 
 
-Rule = Top | Softmax | Resample
+@dataclass(frozen=True)
+class Proportional:
+    """DORA: children in proportion to `exp(value)`, rounded to the nearest; what rounding leaves goes to the best."""
+
+
+Rule = Top | Softmax | Resample | Proportional
 
 
 @dataclass
@@ -173,6 +181,7 @@ __all__ = [
     "Moves",
     "Node",
     "Prompt",
+    "Proportional",
     "Resample",
     "Rule",
     "Score",

@@ -121,6 +121,9 @@ class Search:
 
     def _close(self, session: Session) -> None:
         session.meter.seconds = time.perf_counter() - self._open.pop(session)
+        for node in (*session.roots.values(), *session.nodes):
+            model = self.policies[node.prompt.model].model
+            session.meter.charge_attention(model, node.num_path_tokens - len(node.tokens), node.num_path_tokens)
         for policy in self.policies.values():
             policy.close(session)
         self._forget_scores(session.all_nodes)

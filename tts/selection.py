@@ -5,7 +5,7 @@ al. 2024 (arXiv 2408.03314) and huggingface/search-and-learn; pass@k is Chen et 
 
 An answer is a string, or `None` where a text holds none: `None` forms no group and wins only where every answer is `None`.
 A score that is NaN or infinite never wins and adds nothing. Of equals the first sampled wins. A rule returns the index of the
-winner; where a group wins, that of its first-sampled member.
+winner; where a group wins, that of its first-sampled member (`hierarchical`: of its best-scored member).
 """
 
 from __future__ import annotations
@@ -74,6 +74,33 @@ def weighted(answers: Answers, scores: Sequence[float], group: Group | None = No
     if not groups:
         return max(answers, scores)
     return builtins.max(groups, key=lambda members: _weight([scores[index] for index in members]))[0]
+
+
+def hierarchical(answers: Answers, scores: Sequence[float], chains: Sequence[int], group: Group | None = None) -> int:
+    """Weighted within each chain of revisions, then weighted across the chains (Snell et al. 2024, appendix).
+
+    `chains[i]` is the chain of answer i. A chain sends the best-scored member of its winning group; the index returned is that
+    of the winner among those. Where every answer is a chain of its own this is `weighted`.
+    """
+    _check(answers, scores)
+    if len(chains) != len(answers):
+        raise ValueError(f"expected one chain for each of {len(answers)} answers, got {len(chains)}")
+    members: dict[int, list[int]] = {}
+    for index, chain in enumerate(chains):
+        members.setdefault(chain, []).append(index)
+    sent = [_representative(rows, answers, scores, group) for rows in members.values()]
+    return sent[weighted([answers[i] for i in sent], [scores[i] for i in sent], group)]
+
+
+def _representative(rows: list[int], answers: Answers, scores: Sequence[float], group: Group | None) -> int:
+    """The best-scored member of the group that wins among `rows`."""
+    mine = [answers[i] for i in rows]
+    winner = weighted(mine, [scores[i] for i in rows], group)
+    if mine[winner] is None:
+        return rows[winner]
+    ids = (group or exact)(mine)
+    equal = [i for i, g, answer in zip(rows, ids, mine) if answer is not None and g == ids[winner]]
+    return equal[max([answers[i] for i in equal], [scores[i] for i in equal])]
 
 
 RULES: dict[str, Callable[[Answers, Sequence[float], Group | None], int]] = {

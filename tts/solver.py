@@ -30,6 +30,8 @@ from tts.verifiers.statistics import STATISTICS, Statistic
 
 VERIFIER = "prm"
 """The name under which strategies ask for the solver's verifier."""
+SELECT = (*selection.RULES, "hierarchical")
+"""Ways to choose the answer."""
 
 
 VerifierLike = str | os.PathLike | Checkpoint | Verifier | Callable[[str, list[str]], Sequence[float]] | None
@@ -211,9 +213,10 @@ class Solver:
     ) -> Iterator[tuple[int, Result]]:
         """Search many problems at once, giving `(index, result)` as each is done.
 
-        `select` is `majority`, `max` or `weighted` (default: weighted with a verifier, else majority); `answer_agg` makes one
-        score of an answer's step scores: `last`, `min`, `prod`, `mean`. `seed`, `temperature`, `top_p`, `top_k`, `min_p` and
-        `max_tokens` say how tokens are drawn. All other options are the strategy's own parameters.
+        `select` is `majority`, `max`, `weighted` or `hierarchical` (weighted in each chain of revisions, then across them); the
+        default is the strategy's own, mostly weighted with a verifier and else majority. `answer_agg` makes one score of an
+        answer's step scores: `last`, `min`, `prod`, `mean`. `seed`, `temperature`, `top_p`, `top_k`, `min_p` and `max_tokens`
+        say how tokens are drawn. All other options are the strategy's own parameters.
         """
         for index, outcome in self._run(problems, strategy, select=select, answer_agg=answer_agg, **options):
             yield index, self._result(outcome, select, answer_agg)
@@ -256,8 +259,8 @@ class Solver:
 
     def _errors(self, strategy: Strategy, select: str | None, answer_agg: str) -> list[str]:
         found = []
-        if select is not None and select not in selection.RULES:
-            found.append(f"select must be one of {', '.join(selection.RULES)}, got {select!r}")
+        if select is not None and select not in SELECT:
+            found.append(f"select must be one of {', '.join(SELECT)}, got {select!r}")
         if answer_agg not in strategies.base.AGGREGATIONS:
             found.append(f"answer_agg must be one of {', '.join(strategies.base.AGGREGATIONS)}, got {answer_agg!r}")
         if select not in (None, "majority") and strategy.score is None:
@@ -275,7 +278,7 @@ class Solver:
         rule = select or self._default_rule(request.strategy)
         winner = None
         if candidates:
-            winner = selection.select([c.answer for c in candidates], [c.score for c in candidates], rule, self.task.group)
+            winner = self._select(leaves, [c.answer for c in candidates], [c.score for c in candidates], rule)
         return Result(
             problem=request.problem,
             answer=None if winner is None else candidates[winner].answer,
@@ -288,6 +291,12 @@ class Solver:
             seed=request.seed,
             error=None if outcome.error is None else f"{type(outcome.error).__name__}: {outcome.error}",
         )
+
+    def _select(self, leaves: Sequence[Node], answers: list[str | None], scores: list[float], rule: str) -> int:
+        if rule == "hierarchical":
+            chains = [leaves.index(leaf.origin) if leaf.origin in leaves else -1 - i for i, leaf in enumerate(leaves)]
+            return selection.hierarchical(answers, scores, chains, self.task.group)
+        return selection.select(answers, scores, rule, self.task.group)
 
     def _default_rule(self, strategy: Strategy) -> str:
         has_scores = self.has_verifier if strategy.score == VERIFIER else strategy.score is not None

@@ -111,6 +111,14 @@ class Node:
         return node
 
     @property
+    def origin(self) -> Node:
+        """The first answer of the chain of prompts that led here; this node itself unless its prompt shows earlier answers."""
+        node = self
+        while node.prompt.previous:
+            node = node.prompt.previous[0]
+        return node
+
+    @property
     def path(self) -> list[Node]:
         """The steps from the first to this one; the prompt is not among them."""
         nodes, node = [], self

@@ -19,7 +19,7 @@ from tts_kernels.sample import sample
 from tts_kernels.score import score
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-RULES = {"top": 0, "softmax": 1, "systematic": 2, "multinomial": 3}
+RULES = {"top": 0, "softmax": 1, "systematic": 2, "multinomial": 3, "proportional": 4}
 ACTIVATIONS = {"softmax": 0, "sigmoid": 1}
 
 

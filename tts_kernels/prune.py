@@ -11,7 +11,7 @@ from tts_kernels.philox import uniform
 
 @op(
     "scores f32[N], indptr i32[R+1] in 0..N+1, total i32[R] in 0..capacity+1, keep i32[R], keys? i64[R],"
-    " rule str in top|softmax|systematic|multinomial, temperature float, capacity int"
+    " rule str in top|softmax|systematic|multinomial|proportional, temperature float, capacity int"
     " -> widths i32[N], parents i32[capacity], counts i32[R]"
 )
 def prune(scores, indptr, total, keep, keys, rule, temperature, capacity, *, widths, parents, counts):
@@ -21,6 +21,8 @@ def prune(scores, indptr, total, keep, keys, rule, temperature, capacity, *, wid
     softmax     REBASE (Wu et al. 2024): in order of score, `ceil(left * e^(s_i/T) / sum_{j>=i} e^(s_j/T))`
     systematic  resampling with weights `softmax(s/T)` and one uniform draw of `keys[r]`
     multinomial `total[r]` independent draws with the same weights, numbered 0.. under `keys[r]`
+    proportional DORA (arXiv 2506.15707): in order of score `total[r]` times the same weights rounded to the nearest, as far as
+                they reach; what rounding leaves goes to the best, one each
 
     `widths` are the children of each row, `parents` the fork plan: the row of each child, in row order, segment after
     segment, -1 behind the last; `counts` the children of each segment. Ties: lowest row first. A score that is not finite
@@ -57,6 +59,8 @@ def _share(rule, ranked, total, keep, temperature, key):
     weights = [math.exp((s - ranked[0]) / temperature) for s in ranked]
     if rule == "softmax":
         return _rebase(weights, total)
+    if rule == "proportional":
+        return _round(weights, total)
     draws = uniform(torch.full((total,), key), torch.arange(total)).tolist()
     if rule == "systematic":
         draws = [(i + draws[0]) / total for i in range(total)]
@@ -73,6 +77,14 @@ def _rebase(weights, total):
         share.append(min(left, math.ceil(left * weight / remaining - 1e-12)))
         left -= share[-1]
     return share
+
+
+def _round(weights, total):
+    share, left, normalizer = [], total, list(accumulate(weights))[-1]
+    for weight in weights:
+        share.append(min(left, math.floor(total * weight / normalizer + 0.5)))
+        left -= share[-1]
+    return [width + (i < left) for i, width in enumerate(share)]
 
 
 def _resample(weights, draws):

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import gc
-import importlib.metadata
-import json
 import math
 import os
-import platform
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +18,7 @@ from benchmarks.kernels.cases import DTYPES, FAMILIES, Case, PeerError, Setting,
 from benchmarks.kernels.floors import Ceilings, floor
 from benchmarks.kernels.timing import Times, seconds_of, times
 from benchmarks.kernels.vllm import Peer
+from benchmarks.record import append_line, machine
 
 __all__ = ["DTYPES", "run"]
 
@@ -35,15 +31,15 @@ def run(
     if unknown:
         raise SystemExit(f"no family {', '.join(sorted(unknown))}; there are {', '.join(FAMILIES)}")
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    machine, setting = _machine(), _setting(dtype, vllm)
+    made, setting = machine(), _setting(dtype, vllm)
     ceilings = Ceilings(0.4 if quick else 1.0)
     _print_ceilings(ceilings.at_start)
     rows = []
     for spec in _specs(families, only, quick):
-        row = measure(spec, setting, ceilings, seconds) | machine
+        row = measure(spec, setting, ceilings, seconds) | made
         if setting.vllm is not None:
             row["versions"] = row["versions"] | setting.vllm.versions
-        _append_line(out, row)
+        append_line(out, row)
         rows.append(row)
         _print_progress(row)
     if setting.vllm is not None:
@@ -117,47 +113,6 @@ def _setting(dtype: str, vllm: Path | None) -> Setting:
     except (OSError, PeerError) as error:
         print(f"vllm_cpu: {error}", file=sys.stderr)
         return Setting(dtype, setting.cold_bytes, vllm_reason=f"could not be started: {error}")
-
-
-def _machine() -> dict[str, Any]:
-    """Where and with what; the fields that all rows of a run share."""
-    return {
-        "threads": torch.get_num_threads(),
-        "cpu": _cpu(),
-        "commit": _commit(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "tts-kernels": _version("tts-kernels")},
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{model}, {os.cpu_count()} cores"
-
-
-def _commit() -> str:
-    """The commit of this checkout, with `-dirty` if a tracked file differs from it."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "from source"
-
-
-def _append_line(path: Path, row: dict[str, Any]) -> None:
-    """One write for a line: rows of two runs into one file do not mix."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab", buffering=0) as file:
-        file.write(json.dumps(row).encode() + b"\n")
 
 
 def _print_ceilings(found: dict[str, float]) -> None:

@@ -130,6 +130,19 @@ void share_softmax(const Prune& p, const Segment& s, int64_t total) {
   }
 }
 
+// DORA: rank i gets its share of the total rounded to the nearest, as far as it reaches; the best get what is left, one each.
+void share_proportional(const Prune& p, const Segment& s, int64_t total) {
+  double normalizer = 0.0;
+  for (int64_t i = 0; i < s.count; ++i) normalizer += s.weights[i];
+  int64_t left = total;
+  for (int64_t i = 0; i < s.count; ++i) {
+    const auto width = static_cast<int64_t>(std::floor(static_cast<double>(total) * s.weights[i] / normalizer + 0.5));
+    p.widths[s.rows_by_rank[i]] = static_cast<int32_t>(std::min(left, width));
+    left -= std::min(left, width);
+  }
+  for (int64_t i = 0; i < left; ++i) ++p.widths[s.rows_by_rank[i]];
+}
+
 // Rank i is drawn where cumulative(i-1) <= draw < cumulative(i), the weights normalised.
 void share_draws(const Prune& p, const Segment& s, int64_t total, int64_t key) {
   double normalizer = 0.0, reached = 0.0;
@@ -155,6 +168,7 @@ void prune_segment(const Prune& p, int64_t r, Segment& s) {
   if (p.rule == TTS_TOP) return share_top(p, s, total, p.keep[r]);
   weigh(p, s);
   if (p.rule == TTS_SOFTMAX) return share_softmax(p, s, total);
+  if (p.rule == TTS_PROPORTIONAL) return share_proportional(p, s, total);
   share_draws(p, s, total, p.keys[r]);
 }
 
@@ -183,12 +197,12 @@ int tts_prune(int64_t N, int64_t R, const float* scores, const int32_t* indptr, 
               int32_t* counts) {
   using namespace tts;
   return guarded([&] {
-    check_range("prune: rule", rule, TTS_TOP, TTS_MULTINOMIAL + 1);
+    check_range("prune: rule", rule, TTS_TOP, TTS_PROPORTIONAL + 1);
     check_sizes("prune: parents", {capacity});
     check_indptr("prune: values of indptr", indptr, R, N);
     check_values("prune: values of total", total, R, 0, capacity + 1);
     check(rule == TTS_TOP || temperature > 0, "prune: temperature must be > 0, got " + std::to_string(temperature));
-    check(R == 0 || rule == TTS_TOP || rule == TTS_SOFTMAX || keys != nullptr,
+    check(R == 0 || (rule != TTS_SYSTEMATIC && rule != TTS_MULTINOMIAL) || keys != nullptr,
           "prune: rules systematic and multinomial draw and need keys");
     int64_t most = 0;
     for (int64_t r = 0; r < R; ++r) most = std::max<int64_t>(most, indptr[r + 1] - indptr[r]);

@@ -68,3 +68,9 @@ def test_a_folder_without_safetensors_is_not_read(tmp_path):
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises((OSError, ValueError), match="safetensors"):
         Model.load(folder)
+
+
+def test_an_end_of_text_id_that_the_head_cannot_give_is_left_out(tmp_path):
+    folder = make_folder(tmp_path, "llama", eos_token_id=[7, 10**6])
+    model = Model.load(folder)
+    assert model.eos_ids == sorted({7, model.tokenizer.eos_token_id})

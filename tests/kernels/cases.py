@@ -134,12 +134,12 @@ def attention_case(dtype, tree: Tree, leaves, counts, num_heads, num_kv_heads, d
     contexts = [
         tree.context(leaf)[: len(tree.context(leaf)) - left] for leaf, n in zip(leaves, counts) for left in range(n)[::-1]
     ]
-    made = plan(*tree.plan_inputs(leaves, indptr), backend="reference")
-    items, spans = made.needed.tolist()
+    items, spans = plan(*tree.plan_inputs(leaves, indptr, 0, 0), backend="reference").needed.tolist()
+    made = plan(*tree.plan_inputs(leaves, indptr, items, spans), backend="reference")
     scale = dim**-0.5
     exact, lse = dense_attention(q, *pages, contexts, scale)
     plain, _ = dense_attention(q, *pages, contexts, scale, dtype)
-    inputs = (q, *pages, made.spans[:spans], made.item_indptr[: items + 1], made.items[:items], scale)
+    inputs = (q, *pages, made.spans, made.item_indptr, made.items, scale)
     # lse is float32 for all dtypes, so it is held to float32's error.
     _, float_lse = dense_attention(q, *pages, contexts, scale, torch.float32)
     lse_bound = allowance(lse, float_lse) + 1e-6

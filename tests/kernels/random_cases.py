@@ -146,7 +146,7 @@ def prune_cases(draw) -> Case:
     scores = rng.choice(values, sum(counts), p=p) + rng.choice((0, 1), sum(counts), p=(0.8, 0.2)) * rng.normal(size=sum(counts))
     total, keep = rng.integers(0, 70, len(counts)), rng.integers(0, 40, len(counts))
     keys = torch.from_numpy(rng.integers(-(2**63), 2**63 - 1, len(counts)))
-    rule = draw(st.sampled_from(("top", "softmax", "systematic", "multinomial")))
+    rule = draw(st.sampled_from(("top", "softmax", "systematic", "multinomial", "proportional")))
     temperature, room = draw(st.sampled_from((1e-3, 0.1, 1.0, 30.0))), draw(st.integers(0, 9))
     scores = torch.from_numpy(scores.astype(np.float32))
     capacity = int(total.sum()) + room

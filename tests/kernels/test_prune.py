@@ -8,7 +8,7 @@ from trees import i32
 from tts_kernels import prune
 
 BACKENDS = list(prune.backends)
-RULES = ("top", "softmax", "systematic", "multinomial")
+RULES = ("top", "softmax", "systematic", "multinomial", "proportional")
 
 
 def one_segment(scores, total, keep=1, rule="top", temperature=1.0, key=0, backend=None):
@@ -29,6 +29,18 @@ def test_rebase_rounds_up_from_the_best_until_nothing_is_left(backend):
 @pytest.mark.parametrize("rows", [1, 3, 7, 49, 128])
 def test_rebase_gives_equal_scores_equal_shares(backend, rows):
     assert one_segment([0.3] * rows, 5 * rows, rule="softmax", temperature=0.1, backend=backend) == [5] * rows
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_proportional_rounds_each_share_and_gives_what_is_left_to_the_best(backend):
+    scores = torch.log(torch.tensor([2.0, 8.0, 1.0, 4.0]))  # shares of 2/15, 8/15, 1/15, 4/15
+    assert one_segment(scores, 15, rule="proportional", backend=backend) == [2, 8, 1, 4]
+    # of 10: 1.33, 5.33, .67, 2.67 round to 1, 5, 1, 3; of 8: 1.07, 4.27, .53, 2.13 round to 1, 4, 1, 2
+    assert one_segment(scores, 10, rule="proportional", backend=backend) == [1, 5, 1, 3]
+    assert one_segment(scores, 8, rule="proportional", backend=backend) == [1, 4, 1, 2]
+    # three times 1.33 round to 1, so one is left; twice 1.5 round to 2, so the second gets what there is
+    assert one_segment([0.5] * 3, 4, rule="proportional", backend=backend) == [2, 1, 1]
+    assert one_segment([0.5] * 2, 3, rule="proportional", backend=backend) == [2, 1]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

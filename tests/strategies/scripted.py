@@ -16,6 +16,7 @@ from tts.allocation import kernel_rule
 from tts.moves import All, Allocate, Answer, Drop, Embed, Expand, Move, Score, Steps, Tokens, Top
 from tts.record import Answered
 from tts.strategies import SearchProblem
+from tts.tasks.base import Thinking
 from tts.tree import Node, Prompt
 
 END, STEP_END = 0, 1
@@ -48,6 +49,7 @@ class ScriptedTask:
     """Answers are `None` or one of three: what the text ends with, if it has ended."""
 
     name, templates = "scripted", ("solve", "revise", "correct", "debate", "judge", "think")
+    thinking = Thinking(end="END", wait="Wait", answer="so")
 
     def extract(self, text):
         return None if not text.endswith(chr(END)) else str(len(text) % 3)

@@ -1,6 +1,7 @@
 import pytest
 
-from tts.tasks.math import PROMPTS, Math
+from tts.tasks.math import Math
+from tts.tasks.prompts import PROMPTS, TEMPLATES, Prompt
 
 TASK = Math()
 
@@ -24,14 +25,29 @@ def test_the_qwen_prompt_is_one_sentence():
 
 
 def test_every_prompt_names_its_source_and_version():
-    assert all(prompt.source and prompt.version >= 1 for prompt in PROMPTS.values())
+    assert all(x.source and x.version >= 1 for x in (*PROMPTS.values(), *TEMPLATES.values()))
 
 
 def test_unknown_prompts_and_templates_are_refused_with_the_names_that_exist():
     with pytest.raises(ValueError, match="'llama'.*search-and-learn, qwen"):
         Math(prompt="llama")
-    with pytest.raises(ValueError, match="'revise'.*solve"):
-        TASK.render("revise", "1+1?", [], {})
+    with pytest.raises(ValueError, match="'sing'.*solve, think, revise"):
+        TASK.render("sing", "1+1?", [], {})
+
+
+def test_templates_show_the_earlier_answers_where_each_has_its_place():
+    contents = {name: [m["content"] for m in TASK.render(name, "1+1?", [" one", "two ", "three"], {})] for name in TASK.templates}
+    roles = {name: [m["role"] for m in TASK.render(name, "1+1?", ["one", "two"], {})] for name in TASK.templates}
+    assert contents["solve"] == contents["think"] == [TASK.prompt.system, "1+1?"]
+    assert contents["revise"][1].startswith("1+1?\n\nAttempt 1:\none\n\nAttempt 2:\ntwo\n\nAttempt 3:\nthree\n\n")
+    assert contents["correct"][2] == "three" and contents["debate"][2] == " one"
+    assert contents["debate"][3].startswith("Agent 1:\ntwo\n\nAgent 2:\nthree\n\n")
+    assert roles["revise"] == ["system", "user"] and roles["correct"] == roles["debate"] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+    ]
 
 
 @pytest.mark.parametrize("question", ["", "  \n\t "])
@@ -79,3 +95,28 @@ def test_shown_text_holds_nothing_that_a_terminal_obeys(text, shown):
 def test_a_megabyte_of_unfinished_sequences_is_shown_without_rereading_it(opening):
     shown = TASK.show(opening * (1_000_000 // len(opening)))
     assert not any(ord(character) < 32 or 127 <= ord(character) < 160 for character in shown)
+
+
+def test_a_prompt_without_a_system_text_is_the_question_and_its_suffix_alone():
+    (message,) = Math(prompt="step-by-step").render("solve", "1+1?", [], {})
+    assert message["content"] == "1+1? Let's think step by step and output the final answer within \\boxed{}."
+    assert Math(prompt="question-only").render("solve", "1+1?", [], {}) == [{"role": "user", "content": "1+1?"}]
+    assert Math(prompt="zero-shot-cot").render("solve", "1+1?", [], {})[0]["content"].endswith("step by step.")
+
+
+def test_a_prompt_of_ones_own_is_taken_as_it_is():
+    assert Math(prompt=Prompt("Be brief.", "mine")).render("solve", "1+1?", [], {})[0]["content"] == "Be brief."
+
+
+def test_the_template_of_search_and_learn_trims_nothing_of_the_question_and_has_no_date_of_today():
+    text = Math(chat="search-and-learn").render("solve", " {question} is 1+1?\n", [], {})
+    assert text.startswith("<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n")
+    assert "Today Date: 26 Jul 2024\n\nSolve the following math problem" in text
+    assert text.endswith(
+        "user<|end_header_id|>\n\n {question} is 1+1?\n<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+
+
+def test_an_unknown_chat_template_is_refused():
+    with pytest.raises(ValueError, match="unknown chat template 'llama': expected one of search-and-learn"):
+        Math(chat="llama")

@@ -145,6 +145,7 @@ class Model:
         self.inner, self.tokenizer, self.name, self.backend = inner.eval(), tokenizer, name, backend
         self.config = inner.config.get_text_config()
         self.num_parameters = sum(p.numel() for p in inner.parameters())
+        self.num_active_parameters = active_parameters(inner)
         self.dtype, self.device = inner.dtype, inner.device
         self._logits = Buffer(inner.dtype), Buffer(torch.float32)
         expected = self._probe_stock()
@@ -229,6 +230,16 @@ class Model:
     # ---- facts
 
     @property
+    def flops_per_token(self) -> float:
+        """Nominal, without attention over the context: 2 x active parameters."""
+        return 2.0 * self.num_active_parameters
+
+    @property
+    def attention_flops_per_context(self) -> float:
+        """For one token and one token of its context: 4 x layers x query heads x head dim."""
+        return 4.0 * self.config.num_hidden_layers * self.config.num_attention_heads * self.head_dim
+
+    @property
     def num_kv_heads(self) -> int:
         return getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads
 
@@ -251,13 +262,13 @@ class Model:
 
     @property
     def eos_ids(self) -> list[int]:
-        """Every id that ends a text: the generation config's list, the model's, the tokenizer's."""
+        """Every id that ends a text and that the head can give: the generation config's list, the model's, the tokenizer's."""
         generation = getattr(self.inner, "generation_config", None)
         found: list[int] = []
         for holder in (generation, self.config, self.tokenizer):
             ids = getattr(holder, "eos_token_id", None)
             found += ids if isinstance(ids, list) else [] if ids is None else [ids]
-        return sorted(set(found))
+        return sorted({i for i in found if i < self.config.vocab_size})
 
     def encode(self, prompt: str | Sequence[dict[str, str]]) -> list[int]:
         """Token ids of a prompt: plain text as it is, messages through the chat template with the assistant's turn opened."""
@@ -301,6 +312,16 @@ class Model:
                 f"{self.name}: the model's logits through paged attention differ from its own by {float(error):.2g} "
                 f"(allowed {allowed}): architecture {type(self.inner).__name__} does something beyond ordinary causal attention"
             )
+
+
+def active_parameters(inner: Any) -> int:
+    """The parameters that one token meets: all, but of a mixture's experts only as many as a token is sent to."""
+    config = inner.config.get_text_config()
+    chosen = getattr(config, "num_experts_per_tok", None)
+    total = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    experts = sum(p.numel() for name, p in inner.named_parameters() if ".experts." in name)
+    everything = sum(p.numel() for p in inner.parameters())
+    return everything if not (chosen and total) else everything - experts + experts * chosen // total
 
 
 def resolve(source: str | os.PathLike) -> str:

@@ -96,7 +96,10 @@ class Policy:
 
     def expand(self, session: Session, move: Expand) -> Ticket:
         """Start the move; its ticket comes back from a later `step`."""
-        widths, recipe = move.widths, self._recipe(session, move)
+        widths = move.widths
+        if isinstance(move.until, Tokens) and move.until.count == 0:
+            return self._expand_empty(session, move)
+        recipe = self._recipe(session, move)
         ticket = Ticket(session, [None] * sum(widths), sum(widths))
         index = 0
         for source, width in zip(move.nodes, widths):
@@ -116,6 +119,16 @@ class Policy:
             self._charge_prompt(session, width * len(recipe.forced))
             self._wait(Group(self._num_expansions, session, parent, rows))
         self._num_expansions += 1
+        return self._opened(ticket)
+
+    def _expand_empty(self, session: Session, move: Expand) -> Ticket:
+        """Children without tokens: nothing is drawn and nothing charged but a prompt that is new."""
+        ticket = Ticket(session, [], 0)
+        for source, width in zip(move.nodes, move.widths):
+            parent = self._node(session, source)
+            ticket.nodes += [Node(parent, (), b"", "cut", parent.key, parent.prompt) for _ in range(width)]
+        ticket.results += ticket.nodes
+        session.nodes += ticket.nodes
         return self._opened(ticket)
 
     def embed(self, session: Session, move: Embed) -> Ticket:
@@ -159,8 +172,8 @@ class Policy:
         self.cache.forget(nodes)
 
     def flops(self, num_tokens: int) -> float:
-        """Nominal FLOPs of reading or drawing so many tokens: 2 x parameters each."""
-        return 2.0 * self.model.num_parameters * num_tokens
+        """Nominal FLOPs of reading or drawing so many tokens: 2 x active parameters each."""
+        return self.model.flops_per_token * num_tokens
 
     def close(self, session: Session) -> None:
         """Stop what the session has in flight and give all of its pages back."""
@@ -335,11 +348,12 @@ class Policy:
                 continue
             self._jobs.remove(job)
             if job.row is None:
-                job.session.meter.reprefilled_tokens += self.cache.finish(job.prefill)
+                job.session.meter.charge_again(self.model, self.cache.finish(job.prefill))
                 parents.append((job.prefill.nodes[-1], end - 1))
             else:
                 # Its forced tokens are new, and so is the last one it drew; the others were read before.
-                job.session.meter.reprefilled_tokens += max(0, len(job.row.tokens) - len(job.row.recipe.forced) - 1)
+                again = max(0, len(job.row.tokens) - len(job.row.recipe.forced) - 1)
+                job.session.meter.charge_again(self.model, again)
                 resumed.append((job.row, job.prefill.kv_node, hidden[end - 1]))
         if parents:
             self.cache.hidden.keep([node for node, _ in parents], hidden[[row for _, row in parents]])
@@ -371,7 +385,7 @@ class Policy:
         if self._jobs and (youngest < 0 or self._jobs[-1].age >= held[youngest].age):
             job = self._jobs[-1]
             self._abort(job)
-            job.session.meter.reprefilled_tokens += job.prefill.num_done
+            job.session.meter.charge_again(self.model, job.prefill.num_done)
             if job.row is not None:
                 self._wait(Group(job.age, job.session, job.row.parent, [job.row]))
         else:

@@ -144,7 +144,7 @@ class Reader:
                 self._begin()
 
     def _give_up(self, job: _Job, prefill: Prefill) -> None:
-        job.meter.reprefilled_tokens += prefill.num_done
+        job.meter.charge_again(self.model, prefill.num_done)
         self.cache.abort(prefill)
         job.prefill = None
 
@@ -154,9 +154,9 @@ class Reader:
         for job, prefill in done:
             again = self.cache.finish(prefill)
             new = len(prefill.tokens) - again
-            job.meter.reprefilled_tokens += again
-            job.meter.verifier_tokens += new
-            job.meter.verifier_flops += 2.0 * self.model.num_parameters * new
+            job.meter.charge_again(self.model, again)
+            end = prefill.position + len(prefill.tokens)
+            job.meter.charge_verifier(self.model, end - new, end)
             self._leave(job)
         gone = {id(job) for job, _ in done}
         self._jobs = [job for job in self._jobs if id(job) not in gone]

@@ -88,10 +88,11 @@ class Strategy:
     def make_parameters(self, given: dict[str, Any]) -> Any:
         """The parameter dataclass from plain values; one `ValueError` with every unknown name and value out of range."""
         fields = {f.name: f for f in dataclasses.fields(self.parameters)}
+        types = typing.get_type_hints(self.parameters)
         errors = [f"unknown parameter {name!r}; {self.name} takes {', '.join(fields)}" for name in given if name not in fields]
         for name, value in given.items():
             if name in fields:
-                errors += _errors(fields[name], typing.get_type_hints(self.parameters)[name], value)
+                errors += _errors(fields[name], types[name], value)
         if errors:
             raise ValueError(f"strategy {self.name}: " + "; ".join(errors))
         return self.parameters(**given)

@@ -6,22 +6,23 @@ import dataclasses
 import json
 import math
 import sys
-import typing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+if TYPE_CHECKING:
+    from tts.presets.recipe import Recipe
+
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_show_locals=False)
 out, err = Console(), Console(stderr=True)
 
-PolicyOption = Annotated[str, typer.Option(help="A model folder, a hub id or zoo:NAME.")]
-VerifierOption = Annotated[str, typer.Option(help="The same, or auto, none, rule.")]
+PolicyOption = Annotated[str | None, typer.Option(help="A model folder, a hub id or zoo:NAME; default zoo:S or the recipe's.")]
+VerifierOption = Annotated[str | None, typer.Option(help="The same, or auto, none, rule.")]
 TaskOption = Annotated[str, typer.Option(help="chain, math or auto.")]
-StrategyOption = Annotated[str, typer.Option("--strategy", help="See `tts strategies`.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the strategy; repeatable.")
 ]
@@ -34,37 +35,44 @@ KvBytesOption = Annotated[int | None, typer.Option(help="Memory for all KV pools
 ThreadsOption = Annotated[
     int | None, typer.Option(help="CPU threads; default 1 for the zoo, whose steps are too small to share.")
 ]
-TemperatureOption = Annotated[float, typer.Option(help="0 is greedy.")]
+TemperatureOption = Annotated[float | None, typer.Option(help="0 is greedy; default 0.8.")]
+RecipeOption = Annotated[str | None, typer.Option(metavar="FILE.yaml", help="A recipe of search-and-learn, as it is.")]
+PromptOption = Annotated[str | None, typer.Option(help="A prompt preset of the task math: see tts/tasks/prompts.py.")]
 
 
 @app.command()
 def solve(
     problem: str,
-    strategy: StrategyOption = "beam",
-    n: Annotated[int, typer.Option("--n", help="Total width: answers sampled.")] = 16,
-    policy: PolicyOption = "zoo:S",
-    verifier: VerifierOption = "auto",
+    strategy: Annotated[str | None, typer.Option(help="See `tts strategies`; default beam.")] = None,
+    n: Annotated[int | None, typer.Option("--n", help="Total width: answers sampled; default 16.")] = None,
+    policy: PolicyOption = None,
+    verifier: VerifierOption = None,
     task: TaskOption = "auto",
     select: SelectOption = None,
-    temperature: TemperatureOption = 0.8,
+    temperature: TemperatureOption = None,
     max_tokens: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     device: DeviceOption = "auto",
     backend: BackendOption = None,
     max_rows: MaxRowsOption = 1024,
     kv_bytes: KvBytesOption = None,
     threads: ThreadsOption = None,
     set_: SetOption = None,
+    recipe: RecipeOption = None,
+    prompt: PromptOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Search one problem and print its answer."""
-    from tts.surfaces import show
+    from tts.surfaces import settings, show
 
-    parameters = _parameters(strategy, set_, n)
-    solver = _solver(policy, verifier, task, device, backend, max_rows, kv_bytes, threads)
-    result = solver.solve(
-        problem, strategy, select=select, temperature=temperature, max_tokens=max_tokens, seed=seed, **parameters
-    )
+    given = settings.read_recipe(recipe)
+    name = strategy or (given.strategy if given else "beam")
+    parameters = settings.parameters(name, set_, n, given)
+    solver = _solver(policy, verifier, task, device, backend, max_rows, kv_bytes, threads, given, prompt)
+    _say_without_effect(given, solver.task.name)
+    drawn = {"select": select, "temperature": temperature, "max_tokens": max_tokens, "seed": seed}
+    options = settings.search_options(given, name, solver.task.name == "chain", **drawn)
+    result = solver.solve(problem, name, **options, **parameters)
     if as_json:
         _print_json(result.as_dict())
     else:
@@ -73,46 +81,112 @@ def solve(
 
 @app.command("eval")
 def evaluate(
-    task: Annotated[str, typer.Argument(help="chain: its natural test set, drawn from --seed.")],
-    strategy: StrategyOption = "beam",
-    n: Annotated[int, typer.Option("--n", help="Total width: answers sampled.")] = 16,
-    limit: Annotated[int, typer.Option(help="Questions.")] = 100,
-    policy: PolicyOption = "zoo:S",
-    verifier: VerifierOption = "auto",
+    task: Annotated[str, typer.Argument(help="chain: its natural test set, drawn from --seed; math with --data.")],
+    strategy: Annotated[
+        str | None, typer.Option(help="One, several with commas between, or all; see `tts strategies`. Default beam.")
+    ] = None,
+    n: Annotated[str | None, typer.Option("--n", help="Total width: answers sampled; several with commas between.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Questions; default 100, or what the recipe says.")] = None,
+    policy: PolicyOption = None,
+    verifier: VerifierOption = None,
     select: SelectOption = None,
-    temperature: TemperatureOption = 0.8,
-    seed: Annotated[int, typer.Option(help="Of the questions and of the draws.")] = 0,
+    temperature: TemperatureOption = None,
+    seed: Annotated[int | None, typer.Option(help="Of the questions and of the draws; default 0.")] = None,
     device: DeviceOption = "auto",
     backend: BackendOption = None,
     max_rows: MaxRowsOption = 1024,
     kv_bytes: KvBytesOption = None,
     threads: ThreadsOption = None,
     set_: SetOption = None,
+    recipe: RecipeOption = None,
+    prompt: PromptOption = None,
+    data: Annotated[str | None, typer.Option(help="JSON lines with problem, answer, unique_id.")] = None,
+    format: Annotated[str, typer.Option(help="table, or search-and-learn: JSON lines with its columns.")] = "table",
+    baseline: Annotated[str, typer.Option(help="The strategy that several are compared with.")] = "best_of_n",
+    plot: Annotated[str | None, typer.Option(metavar="FILE.png", help="Accuracy against FLOPs, one panel a strategy.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Accuracy of a strategy on a task, with its confidence interval and its cost."""
+    """Accuracy on a task with its confidence interval and its cost: of one strategy, or of several side by side."""
     from tts.evaluation import evaluate as grade
-    from tts.surfaces import show
-    from tts.tasks import chain
+    from tts.presets.columns import columns
+    from tts.surfaces import compare, settings, show
 
-    if task != "chain":
-        raise ValueError(f"tts eval has no dataset for task {task!r}; it has chain")
-    if not 1 <= limit <= 100_000:
-        raise ValueError(f"--limit must be in [1, 100000], got {limit}")
-    parameters = _parameters(strategy, set_, n)
-    solver = _solver(policy, verifier, task, device, backend, max_rows, kv_bytes, threads)
-    problems = chain.natural(limit, seed)
-    each = solver.solve_each(problems, strategy, select=select, temperature=temperature, seed=seed, **parameters)
+    if format not in ("table", "search-and-learn"):
+        raise ValueError(f"--format must be table or search-and-learn, got {format!r}")
+    given = settings.read_recipe(recipe)
+    names = compare.chosen(strategy or (given.strategy if given else "beam"))
+    widths = settings.widths(n)
+    if len(names) > 1 or len(widths) > 1 or plot:
+        if task != "chain" or given or data or format != "table":
+            raise ValueError(
+                "several strategies or widths, and --plot, are for task chain, without --recipe, --data and --format"
+            )
+        _compare(names, widths or [16], limit, policy, verifier, select, temperature, seed, set_, baseline, plot, as_json)
+        return
+    name = names[0]
+    scoring, own = settings.scoring(set_, given)
+    parameters = settings.parameters(name, own, widths[0] if widths else None, given)
+    options = settings.search_options(given, name, task == "chain", select=select, temperature=temperature, seed=seed)
+    problems = settings.problems(task, data, limit, options.get("seed", 0), given)
+    solver = _solver(policy, verifier, task, device, backend, max_rows, kv_bytes, threads, given, prompt)
+    _say_without_effect(given, task)
+    each = solver.solve_each(problems, name, **options, **parameters)
     results: dict[int, Any] = {}
     with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
-        for index, result in progress.track(each, total=limit, description=f"{strategy} n={n}"):
+        for index, result in progress.track(each, total=len(problems), description=f"{name} n={parameters['n']}"):
             results[index] = result
-    evaluation = grade([results[i] for i in range(limit)], solver.task)
+    evaluation = grade([results[i] for i in range(len(problems))], solver.task)
     show.machine_cost(err, solver, evaluation)
-    if as_json:
+    if format == "search-and-learn":
+        for result in evaluation.results:
+            _print_json(columns(result, solver.task, scoring))
+    elif as_json:
         _print_json(evaluation.as_dict())
     else:
-        show.evaluation(out, evaluation, f"{strategy} n={n}")
+        show.evaluation(out, evaluation, f"{name} n={parameters['n']}")
+
+
+def _compare(
+    names: list[str],
+    widths: list[int],
+    limit: int | None,
+    policy: str | None,
+    verifier: str | None,
+    select: str | None,
+    temperature: float | None,
+    seed: int | None,
+    set_: list[str] | None,
+    baseline: str,
+    plot: str | None,
+    as_json: bool,
+) -> None:
+    """Several strategies or widths on the same questions."""
+    from tts.report import matched_flops
+    from tts.surfaces import compare, settings, show
+
+    settings.problems("chain", None, limit, 0, None)
+    if plot:
+        matched_flops.check()
+    judge = "zoo:M" if verifier in (None, "auto") else None if verifier == "none" else verifier
+    compare.chosen(baseline)
+    given = compare.Settings(
+        limit=limit or 100,
+        seed=seed or 0,
+        policy=policy or "zoo:S",
+        verifier=judge,
+        temperature=0.8 if temperature is None else temperature,
+        select=select,
+        widths=tuple(widths),
+        baseline=baseline,
+        parameters=compare.shared_parameters(names, set_),
+    )
+    found = compare.run(names, given, err)
+    if plot:
+        matched_flops.figure(found).savefig(plot, dpi=150)
+    if as_json:
+        _print_json(found)
+    else:
+        show.comparison(out, found)
 
 
 verifier_app = typer.Typer(no_args_is_help=True, help="What a verifier is worth.")
@@ -268,14 +342,16 @@ def info(
 
 
 def _solver(
-    policy: str,
-    verifier: str,
+    policy: str | None,
+    verifier: str | None,
     task: str,
     device: str,
     backend: str | None,
     max_rows: int,
     kv_bytes: int | None,
     threads: int | None,
+    recipe: Recipe | None,
+    prompt: str | None,
 ):
     import torch
 
@@ -283,29 +359,36 @@ def _solver(
 
     if threads is not None and threads < 1:
         raise ValueError(f"--threads must be >= 1, got {threads}")
+    if recipe is not None and task != "chain" and not (policy or "").startswith("zoo:"):
+        policy, verifier = policy or recipe.model_path, verifier or recipe.prm_path
+    policy, verifier = policy or "zoo:S", verifier or "auto"
     if threads or policy.startswith("zoo:"):
         torch.set_num_threads(threads or 1)
     chosen = None if verifier == "none" else verifier
     tokens = max(2 * max_rows, 2048)
-    return Solver(policy, chosen, task, device, backend=backend, max_rows=max_rows, max_batch_tokens=tokens, kv_bytes=kv_bytes)
+    made = _task(task, policy, recipe, prompt)
+    return Solver(policy, chosen, made, device, backend=backend, max_rows=max_rows, max_batch_tokens=tokens, kv_bytes=kv_bytes)
 
 
-def _parameters(strategy: str, given: list[str] | None, n: int) -> dict[str, Any]:
-    """NAME=VALUE texts as values of the strategy's parameter dataclass; its types are the only list of parameters."""
-    from tts.strategies import find
+def _task(task: str, policy: str, recipe: Recipe | None, prompt: str | None) -> Any:
+    """The task by its name, or with the prompt that the command line or the recipe names."""
+    is_math = task == "math" or (task == "auto" and not policy.startswith("zoo:"))
+    if prompt is not None and not is_math:
+        raise ValueError(f"--prompt is for the task math, not for {task}")
+    if not is_math:
+        return task
+    from tts.tasks.math import Math
 
-    chosen = find(strategy)
-    types = typing.get_type_hints(chosen.parameters)
-    values: dict[str, Any] = {"n": n}
-    for text in given or []:
-        name, _, value = text.partition("=")
-        kind = types.get(name, str)
-        try:
-            values[name] = value == "true" if kind is bool else kind(value)
-        except ValueError as error:
-            raise ValueError(f"--set {text}: {name} must be {kind.__name__}") from error
-    chosen.make_parameters(values)
-    return values
+    if recipe is None:
+        return Math(prompt) if prompt else Math()
+    return Math(prompt or recipe.prompt, recipe.template)
+
+
+def _say_without_effect(recipe: Recipe | None, task: str) -> None:
+    from tts.surfaces import settings
+
+    if recipe is not None and (line := settings.without_effect(recipe, task)):
+        err.print(f"[dim]recipe: without effect here: {line}[/dim]", highlight=False)
 
 
 def _print_json(value: Any) -> None:

@@ -1,59 +1,39 @@
 """The demonstration: one question solved aloud, then accuracy against the compute spent on thinking.
 
-Problems are independent, so they are shared among one process a core, each with its own engine on one thread. This process
-imports no torch: it hands out work and prints.
+Problems are shared among one process a core (`workers`); this one hands out work and prints.
 """
 
 from __future__ import annotations
 
-import functools
-import multiprocessing
-import os
 import random
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import Future
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from tts import selection
+from tts.comparison import Trial, of_first, trial
 from tts.evaluation import wilson
 from tts.meter import Meter
-from tts.surfaces import show
+from tts.surfaces import show, workers
 from tts.tasks import chain
-
-if TYPE_CHECKING:
-    from tts.solver import Result, Solver
 
 WIDTHS = (1, 4, 16, 64)
 RULES = ("majority", "max", "weighted")
-MAX_PROCESSES = 8
 ALONE = "verifier used as solver"
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """One problem under one method."""
-
-    is_right: bool
-    policy_tokens: int
-    verifier_tokens: int
-    flops: float
-
-
-Rows = dict[tuple[str, int], list[Outcome]]
+Rows = dict[tuple[str, int], list[Trial]]
 """By method and N."""
 
 
 def run(console: Console, errors: Console, limit: int, seed: int) -> list[dict[str, Any]]:
     """Print the demonstration; gives the rows of its table."""
-    num_processes = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MAX_PROCESSES)
-    spawn = multiprocessing.get_context("spawn")  # a forked OpenMP runtime may hang
-    with ProcessPoolExecutor(num_processes, spawn, _use_one_thread) as pool:
+    num_processes = workers.count()
+    with workers.pool() as pool:
         aloud = pool.submit(_solve_aloud, seed)
         # The widest searches first, so that no process is left with a long one at the end.
         work = [
@@ -79,61 +59,32 @@ def _collect(tasks: Sequence[Future[Rows]], errors: Console) -> Rows:
     found: Rows = {}
     with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
         for task in progress.track(tasks, description="searching"):
-            for key, outcomes in task.result().items():
-                found.setdefault(key, []).extend(outcomes)
+            for key, trials in task.result().items():
+                found.setdefault(key, []).extend(trials)
     return found
 
 
 # ---- in the worker processes
 
 
-def _use_one_thread() -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
-
-
-@functools.lru_cache
-def _solver(policy: str, verifier: str | None) -> Solver:
-    from tts.solver import Solver
-
-    return Solver(policy, verifier, kv_bytes=1 << 30)
-
-
 def _solve_aloud(seed: int) -> tuple[str, list[dict[str, Any]], str | None, Meter]:
     """One search: its question, its tree, its answer, its cost."""
     question = chain.sample(random.Random(seed), steps=4)
-    result = _solver("zoo:S", "zoo:M").solve(question, "beam", n=8, seed=seed)
+    result = workers.solver("zoo:S", "zoo:M").solve(question, "beam", n=8, seed=seed)
     return question, result.tree, result.answer, result.meter
 
 
 def _measure(name: str, n: int, limit: int, seed: int, shard: int, num_shards: int) -> Rows:
     """One method on every `num_shards`-th problem."""
-    solver = _solver("zoo:M", None) if name == ALONE else _solver("zoo:S", "zoo:M")
+    solver = workers.solver("zoo:M", None) if name == ALONE else workers.solver("zoo:S", "zoo:M")
     problems = chain.natural(limit, seed)[shard::num_shards]
     if name in ("greedy", ALONE):
         results = solver.solve_many(problems, "best_of_n", n=1, temperature=0.0, seed=seed)
     else:
         results = solver.solve_many(problems, name, n=n, seed=seed)
     if name == "best_of_n":
-        return {(rule, width): [_first(r, width, rule, solver) for r in results] for rule in RULES for width in WIDTHS}
-    return {(name, n): [_outcome(r.answer == r.problem.gold, r.meter) for r in results]}
-
-
-def _first(result: Result, n: int, rule: str, solver: Solver) -> Outcome:
-    """Best-of-n out of best-of-64: a draw depends on its lineage alone, so the first n are what n alone would have sampled.
-
-    They are charged what they alone have cost; a majority needs no verifier.
-    """
-    candidates, meter = result.candidates[:n], result.meter
-    winner = selection.select([c.answer for c in candidates], [c.score for c in candidates], rule, solver.task.group)
-    drawn = sum(step.num_tokens for c in candidates for step in c.steps)
-    read = 0 if rule == "majority" else meter.prompt_tokens + drawn
-    flops = 2.0 * solver.policy.model.num_parameters * (meter.prompt_tokens + drawn)
-    flops += meter.verifier_flops * read / meter.verifier_tokens
-    return Outcome(candidates[winner].answer == result.problem.gold, drawn, read, flops)
-
-
-def _outcome(is_right: bool, meter: Meter) -> Outcome:
-    return Outcome(is_right, meter.policy_tokens, meter.verifier_tokens, meter.flops)
+        return {(rule, n): [of_first(r, n, rule, solver.task) for r in results] for rule in RULES for n in WIDTHS}
+    return {(name, n): [trial(r, solver.task) for r in results]}
 
 
 # ---- printing
@@ -170,16 +121,16 @@ def _print_text(
     console.print(f"  {show.score(score)}  {escape(text):<24} [dim]{fate}[/dim]", highlight=False)
 
 
-def _row(name: str, n: int, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    count, num_right = len(outcomes), sum(o.is_right for o in outcomes)
+def _row(name: str, n: int, trials: Sequence[Trial]) -> dict[str, Any]:
+    count, num_right = len(trials), sum(t.is_correct for t in trials)
     return {
         "strategy": name,
         "n": n,
         "accuracy": num_right / count,
         "ci": wilson(num_right, count),
-        "policy_tokens": sum(o.policy_tokens for o in outcomes) / count,
-        "verifier_tokens": sum(o.verifier_tokens for o in outcomes) / count,
-        "mflop": sum(o.flops for o in outcomes) / count / 1e6,
+        "policy_tokens": sum(t.policy_tokens for t in trials) / count,
+        "verifier_tokens": sum(t.verifier_tokens for t in trials) / count,
+        "mflop": sum(t.flops for t in trials) / count / 1e6,
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 Message = Mapping[str, str]
 """One chat message: ``{"role": "system" | "user" | "assistant", "content": text}``."""
@@ -21,6 +21,17 @@ class Problem:
     id: str = "0"
     gold: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Thinking(NamedTuple):
+    """How a text of the template `think` is steered (Muennighoff et al. 2025)."""
+
+    end: str
+    """Ends the thinking."""
+    wait: str
+    """Put in its place to make the policy go on; empty where no text does that."""
+    answer: str
+    """Ends the thinking, too, and begins the answer."""
 
 
 class Task(Protocol):
@@ -42,6 +53,11 @@ class Task(Protocol):
     @property
     def templates(self) -> tuple[str, ...]:
         """The prompts that `render` can write; `"solve"` is one of every task's."""
+        ...
+
+    @property
+    def thinking(self) -> Thinking | None:
+        """None where the task has no template `think`."""
         ...
 
     def check(self, question: str) -> None:

@@ -14,7 +14,7 @@ from itertools import accumulate
 from typing import Any
 
 from tts.selection import exact
-from tts.tasks.base import Message, Problem
+from tts.tasks.base import Message, Problem, Thinking
 
 EXAMPLE = "Q94a-3b+2c+4d+2;"
 MODULUS = 100
@@ -42,7 +42,9 @@ class Chain:
 
     name = "chain"
     step_stop = (";",)
-    templates = ("solve",)
+    # The models know one format: they can be made to answer early, but were never shown another answer to revise or debate.
+    templates = ("solve", "think")
+    thinking = Thinking(end="A", wait="", answer="A")
     max_tokens = 96  # the longest correct solution has 8 * 9 + 8 = 80 characters, one token each
 
     def check(self, question: str) -> None:
@@ -50,7 +52,7 @@ class Chain:
         _parse(question)
 
     def render(self, template: str, question: str, previous: Sequence[str], fields: Mapping[str, Any]) -> str | list[Message]:
-        """The question itself: the models of this task continue it with a solution."""
+        """The question itself: the models of this task continue it with a solution. `think` is the same prompt."""
         if template not in self.templates:
             raise ValueError(f"task chain has no template {template!r}; it has: {', '.join(self.templates)}")
         return question

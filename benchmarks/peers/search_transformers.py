@@ -1,0 +1,89 @@
+"""A trace on transformers: `DynamicCache`, one batch of all beams, the cache reordered between steps. JSON in, JSON out.
+
+The prompt is read once a problem and its cache repeated for the beams. Beams of different lengths stay in the batch until the
+longest has its tokens; their idle positions are masked.
+"""
+
+import json
+import resource
+import sys
+import time
+from itertools import chain
+
+import torch
+from reencode import Reencoder
+from transformers import AutoModelForCausalLM, DynamicCache
+
+
+class Beams:
+    """All beams of all problems, problem by problem."""
+
+    def __init__(self, model, prompts: list[list[int]], n: int):
+        self.model, self.n = model, n
+        self.texts = [list(prompt) for prompt in prompts for _ in range(n)]
+        self.cache = DynamicCache(config=model.config)
+        out = model(input_ids=torch.tensor(prompts), past_key_values=self.cache, logits_to_keep=1)
+        self.cache.batch_repeat_interleave(n)
+        self.logits = out.logits[:, -1].repeat_interleave(n, 0)
+        self.mask = torch.ones(len(self.texts), len(prompts[0]), dtype=torch.long)
+
+    def step(self, parents: list[int], lengths: list[int]) -> None:
+        at = torch.tensor(parents)
+        self.cache.reorder_cache(at)
+        self.logits, self.mask = self.logits[at], self.mask[at]
+        self.texts = [list(self.texts[i]) for i in parents]
+        left = torch.tensor(lengths)
+        while left.max() > 0:
+            drawn = torch.multinomial(torch.softmax(self.logits.float(), -1), 1)
+            lives = left > 0
+            for text, token, is_live in zip(self.texts, drawn[:, 0].tolist(), lives.tolist()):
+                if is_live:
+                    text.append(token)
+            positions = self.mask.sum(-1, keepdim=True)
+            self.mask = torch.cat([self.mask, lives[:, None].long()], -1)
+            out = self.model(
+                input_ids=drawn, past_key_values=self.cache, attention_mask=self.mask, position_ids=positions, logits_to_keep=1
+            )
+            self.logits = torch.where(lives[:, None], out.logits[:, -1], self.logits)
+            left -= 1
+
+
+@torch.inference_mode()
+def run(model, verifier, trace: dict, num_steps: int) -> float:
+    begin = time.perf_counter()
+    n = len(trace["steps"][0][0]["parents"])
+    beams = Beams(model, trace["prompts"], n)
+    for depth in range(num_steps):
+        steps = [steps[depth] for steps in trace["steps"]]
+        parents = [problem * n + parent for problem, step in enumerate(steps) for parent in step["parents"]]
+        beams.step(parents, list(chain.from_iterable(step["lengths"] for step in steps)))
+        if verifier is not None:
+            verifier.score(beams.texts)
+    return time.perf_counter() - begin
+
+
+def warm_up(trace: dict) -> dict:
+    """Two tokens of every beam on a short prompt."""
+    first = [
+        [{"parents": step["parents"], "lengths": [2] * len(step["lengths"])} for step in steps[:1]] for steps in trace["steps"]
+    ]
+    return {"prompts": [prompt[:32] for prompt in trace["prompts"]], "steps": first}
+
+
+def main() -> None:
+    question = json.loads(sys.stdin.readline())
+    trace = question["trace"]
+    torch.set_num_threads(question["threads"])
+    model = AutoModelForCausalLM.from_pretrained(question["policy"], dtype="auto", attn_implementation="sdpa").eval()
+    verifier = Reencoder(question["verifier"], question["separator"], 4) if trace["has_verifier"] else None
+    run(model, verifier, warm_up(trace), 1)
+    if verifier is not None:
+        verifier.num_tokens = 0
+    seconds = run(model, verifier, trace, len(trace["steps"][0]))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    read = verifier.num_tokens if verifier else 0
+    print(json.dumps({"total_s": seconds, "verifier_tokens": read, "peak_mb": peak}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""A trace on vLLM with prefix caching: one `generate` call a step, siblings drawn from one prompt with `n`. JSON in, JSON out.
+
+Verifier, where the trace has one: `reencode` reads every text from its start, as search-and-learn does; `cached` gives the
+verifier an engine of its own whose prefix cache keeps what it has read, each step one prefill that draws a single token.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from itertools import groupby
+
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+
+from vllm import LLM, SamplingParams  # noqa: E402
+
+
+class CachedVerifier:
+    def __init__(self, folder: str, separator: int, **settings):
+        self.engine, self.separator, self.num_tokens = LLM(folder, **settings), separator, 0
+
+    def score(self, texts: list[list[int]]) -> None:
+        prompts = [{"prompt_token_ids": [*text, self.separator]} for text in texts]
+        outputs = self.engine.generate(prompts, SamplingParams(max_tokens=1, temperature=0), use_tqdm=False)
+        self.num_tokens += sum(len(o.prompt_token_ids) - (o.num_cached_tokens or 0) for o in outputs)
+
+
+def step(engine, beams: list[list[int]], parents: list[int], lengths: list[int]) -> list[list[int]]:
+    """The beams of the next step: children of one parent and one length share a request."""
+    runs = [(p, length, len(list(group))) for (p, length), group in groupby(zip(parents, lengths))]
+    prompts = [{"prompt_token_ids": beams[p]} for p, _, _ in runs]
+    fixed = {"ignore_eos": True, "detokenize": False, "temperature": 1.0}
+    outputs = engine.generate(prompts, [SamplingParams(n=n, max_tokens=t, **fixed) for _, t, n in runs], use_tqdm=False)
+    return [[*beams[p], *done.token_ids] for (p, _, _), o in zip(runs, outputs) for done in o.outputs]
+
+
+def run(engine, verifier, trace: dict) -> float:
+    begin = time.perf_counter()
+    problems = len(trace["prompts"])
+    n = len(trace["steps"][0][0]["parents"])
+    beams = [prompt for prompt in trace["prompts"] for _ in range(n)]
+    for depth in range(len(trace["steps"][0])):
+        steps = [steps[depth] for steps in trace["steps"]]
+        parents = [problem * n + parent for problem in range(problems) for parent in steps[problem]["parents"]]
+        beams = step(engine, beams, parents, [length for s in steps for length in s["lengths"]])
+        if verifier is not None:
+            verifier.score(beams)
+    return time.perf_counter() - begin
+
+
+def main() -> None:
+    question = json.loads(sys.stdin.readline())
+    trace = question["trace"]
+    settings = {
+        "dtype": "bfloat16",
+        "skip_tokenizer_init": True,
+        "enable_prefix_caching": True,
+        "max_model_len": question["max_length"],
+        "max_num_seqs": 256,
+        "seed": 0,
+    }
+    engine = LLM(question["policy"], **settings)
+    verifier = None
+    if trace["has_verifier"] and question["line"] == "cached":
+        # A causal model of the same shape: its head reads one row a text, as a classification head would.
+        verifier = CachedVerifier(question["policy"], question["separator"], **settings)
+    elif trace["has_verifier"]:
+        from reencode import Reencoder
+
+        verifier = Reencoder(question["verifier"], question["separator"], 4)
+    other = [[token ^ 1 for token in prompt] for prompt in trace["prompts"]]  # warm without filling the cache for the trace
+    run(engine, verifier, trace | {"prompts": other, "steps": [steps[:1] for steps in trace["steps"]]})
+    if verifier is not None:
+        verifier.num_tokens = 0
+    seconds = run(engine, verifier, trace)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    read = verifier.num_tokens if verifier else 0
+    print(json.dumps({"total_s": seconds, "verifier_tokens": read, "peak_mb": peak}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Whole searches on this package and on what people use today, doing the same work."""

@@ -1,0 +1,85 @@
+"""Checkpoints with random weights in real shapes: fair for speed, and for nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SHAPES = {
+    "qwen2.5-0.5b": {
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+    },
+    "llama-3.2-1b": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "vocab_size": 128256,
+        "tie_word_embeddings": True,
+    },
+    "tiny": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+    },
+}
+SEPARATOR = "\n"
+"""Between the verifier's steps."""
+
+
+def make(shape: str, folder: Path) -> tuple[Path, Path]:
+    """(policy, verifier) folders of `shape` in bfloat16 below `folder`; made where they are not there yet."""
+    import torch
+    from transformers import (
+        LlamaConfig,
+        LlamaForCausalLM,
+        LlamaForTokenClassification,
+        Qwen2Config,
+        Qwen2ForCausalLM,
+        Qwen2ForTokenClassification,
+    )
+
+    is_llama = shape.startswith("llama")
+    config = (LlamaConfig if is_llama else Qwen2Config)(
+        **SHAPES[shape], max_position_embeddings=32768, bos_token_id=None, eos_token_id=None, num_labels=2
+    )
+    kinds = {
+        "policy": LlamaForCausalLM if is_llama else Qwen2ForCausalLM,
+        "prm": LlamaForTokenClassification if is_llama else Qwen2ForTokenClassification,
+    }
+    places = []
+    for seed, (name, kind) in enumerate(kinds.items()):
+        place = folder / f"{shape}-{name}"
+        if not (place / "model.safetensors").exists():
+            torch.manual_seed(seed)
+            model = kind(config).to(torch.bfloat16)
+            model.save_pretrained(place)
+            _tokenizer(SHAPES[shape]["vocab_size"]).save_pretrained(place)
+        places.append(place)
+    return places[0], places[1]
+
+
+def _tokenizer(vocab_size: int):
+    """Every id is the text " t<id>", so text and ids turn into each other exactly; the last id is the separator."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {text_of(i): i for i in range(vocab_size - 1)} | {SEPARATOR: vocab_size - 1}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token=text_of(0)))
+    made.pre_tokenizer = pre_tokenizers.Split(Regex(r" t\d+|\n"), "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=made)
+
+
+def text_of(token: int) -> str:
+    return f" t{token}"

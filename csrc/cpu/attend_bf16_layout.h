@@ -1,0 +1,151 @@
+// How attend in bfloat16 brings queries, keys and values into the order of its products. Of attend_bf16.cpp alone.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "common/simd.h"
+#include "common/tiles.h"
+
+#if TTS_HAS_X86_BF16
+
+namespace tts {
+namespace {
+
+constexpr int64_t kBlockTokens = 64;  // tokens laid out at a time: keys, values, scores and weights stay in L1 up to D = 128
+
+// Sixteen rows of sixteen words become columns.
+TTS_TARGET_AVX512_BF16 inline void transpose(__m512i* m) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(m[i], m[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(m[i], m[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      m[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + j + 2]);
+      m[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + j + 2]);
+    }
+  for (int i = 0; i < 4; ++i) {  // m[4 * q + i] holds words 4 * l + i of rows 4 * q..4 * q + 3 in its 128-bit lane l
+    const __m512i a = _mm512_shuffle_i32x4(m[i], m[4 + i], 0x88), b = _mm512_shuffle_i32x4(m[8 + i], m[12 + i], 0x88);
+    const __m512i c = _mm512_shuffle_i32x4(m[i], m[4 + i], 0xDD), d = _mm512_shuffle_i32x4(m[8 + i], m[12 + i], 0xDD);
+    t[i] = _mm512_shuffle_i32x4(a, b, 0x88);
+    t[8 + i] = _mm512_shuffle_i32x4(a, b, 0xDD);
+    t[4 + i] = _mm512_shuffle_i32x4(c, d, 0x88);
+    t[12 + i] = _mm512_shuffle_i32x4(c, d, 0xDD);
+  }
+  for (int i = 0; i < 16; ++i) m[i] = t[i];
+}
+
+TTS_TARGET_AVX512_BF16 inline __m512i load_pairs(const BF16* row, int64_t count) {
+  return count >= 32 ? _mm512_loadu_si512(row) : _mm512_maskz_loadu_epi16(static_cast<__mmask32>((1u << count) - 1), row);
+}
+
+// lanes[pair][lane] = elements (2 * pair, 2 * pair + 1) of rows[lane], null rows and what lies behind `dim` being 0; negated
+// where the scale is negative, so that the largest score is the largest product.
+TTS_TARGET_AVX512_BF16 void pack_queries(const BF16* const* rows, int64_t dim, bool negates, BF16* lanes) {
+  const __m512i sign = _mm512_set1_epi32(negates ? static_cast<int>(0x80008000u) : 0);
+  for (int64_t d = 0; d < dim; d += 32, lanes += kTileBytes / 2) {
+    __m512i m[16];
+    for (int lane = 0; lane < kLanes; ++lane)
+      m[lane] = rows[lane] == nullptr ? _mm512_setzero_si512() : _mm512_xor_si512(load_pairs(rows[lane] + d, dim - d), sign);
+    transpose(m);
+    for (int pair = 0; pair < 16; ++pair) _mm512_store_si512(lanes + pair * 2 * kLanes, m[pair]);
+  }
+}
+
+// The rows of a block of tokens, in the order of the context.
+struct Rows {
+  const BF16 *keys[kBlockTokens], *values[kBlockTokens];
+};
+
+// Asks for the rows of the block after the one at hand, cache line by cache line: few are under way at a time, so they are asked
+// for between the other work, not at once.
+class Ahead {
+ public:
+  void begin(const Rows& rows, int64_t tokens, int64_t dim) {
+    row_ = rows.keys;
+    keys_end_ = row_ + tokens;
+    values_ = rows.values;
+    end_ = values_ + tokens;
+    row_bytes_ = dim * 2;
+    byte_ = 0;
+  }
+
+  TTS_INLINE void ask(int64_t lines) {
+    for (; lines > 0 && row_ != end_; --lines) {
+      if (row_ == keys_end_) {
+        row_ = values_;
+        if (row_ == end_) return;
+      }
+      __builtin_prefetch(reinterpret_cast<const char*>(*row_) + byte_, 0, 2);
+      if ((byte_ += 64) >= row_bytes_) {
+        byte_ = 0;
+        ++row_;
+      }
+    }
+  }
+
+ private:
+  const BF16 *const *row_ = nullptr, *const *keys_end_ = nullptr, *const *values_ = nullptr, *const *end_ = nullptr;
+  int64_t row_bytes_ = 0, byte_ = 0;
+};
+
+TTS_TARGET_AVX512_BF16 void copy_keys(const BF16* const* rows, int64_t tokens, int64_t dim, BF16* keys, int64_t stride,
+                                      Ahead& ahead) {
+  for (int64_t t = 0; t < tokens; ++t, keys += stride) {
+    for (int64_t d = 0; d < dim; d += 32) _mm512_store_si512(keys + d, load_pairs(rows[t] + d, dim - d));
+    ahead.ask(1);
+  }
+}
+
+// values[d][token] for the tokens of whole chunks, those behind `tokens` being 0. False if an infinity or a NaN is among them.
+TTS_TARGET_AVX512_BF16 bool transpose_values(const BF16* const* rows, int64_t tokens, int64_t dim, BF16* values, Ahead& ahead) {
+  const __m512i magnitude = _mm512_set1_epi16(0x7FFF);
+  __m512i largest = _mm512_setzero_si512();
+  for (int64_t t = 0; t < tokens; t += kTileDepth)
+    for (int64_t d = 0; d < dim; d += 32) {
+      const auto row = [&](int64_t i) __attribute__((target("arch=x86-64-v4,avx512bf16"))) {
+        return i < tokens ? load_pairs(rows[i] + d, dim - d) : _mm512_setzero_si512();
+      };
+      // Interleaving two rows of 32 works within each 128 bits: d 0-3, 8-11, 16-19, 24-27 come first, the others second.
+      __m512i first[16], second[16];
+      for (int pair = 0; pair < 16; ++pair) {
+        const __m512i a = row(t + 2 * pair), b = row(t + 2 * pair + 1);
+        largest = _mm512_max_epu16(largest, _mm512_max_epu16(_mm512_and_si512(a, magnitude), _mm512_and_si512(b, magnitude)));
+        first[pair] = _mm512_unpacklo_epi16(a, b);
+        second[pair] = _mm512_unpackhi_epi16(a, b);
+        ahead.ask(2);
+      }
+      BF16* to = values + d * kBlockTokens + t;
+      transpose(first);
+      for (int i = 0; i < 16; ++i) _mm512_store_si512(to + (i / 4 * 8 + i % 4) * kBlockTokens, first[i]);
+      transpose(second);
+      for (int i = 0; i < 16; ++i) _mm512_store_si512(to + (i / 4 * 8 + 4 + i % 4) * kBlockTokens, second[i]);
+    }
+  return _mm512_cmpge_epu16_mask(largest, _mm512_set1_epi16(0x7F80)) == 0;
+}
+
+// An infinity or a NaN among the values. A weight of 0 does not silence it, so it is kept out of the products of whole tiles.
+struct OddValue {
+  int16_t token, d;
+  float value;
+};
+
+// Moves the odd values of a block to `odd` and returns their number.
+int64_t take_out_odd_values(BF16* values, int64_t tokens, int64_t dim, OddValue* odd) {
+  int64_t count = 0;
+  for (int64_t d = 0; d < dim; ++d)
+    for (int64_t t = 0; t < tokens; ++t) {
+      BF16& value = values[d * kBlockTokens + t];
+      if ((value.bits & 0x7F80) != 0x7F80) continue;
+      odd[count++] = {static_cast<int16_t>(t), static_cast<int16_t>(d), load1(&value)};
+      value.bits = 0;
+    }
+  return count;
+}
+
+}  // namespace
+}  // namespace tts
+
+#endif

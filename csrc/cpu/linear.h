@@ -1,0 +1,76 @@
+// What the implementations of linear share: the problem, checked by the launcher, the packed weight's order, and the two that
+// compute it.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "common/simd.h"
+#include "common/sizes.h"
+#include "common/threads.h"
+
+namespace tts {
+
+constexpr int64_t kPanelColumns = 16;                        // of a panel
+constexpr int64_t kPanelDepth = 32;                          // k of a block: [16 pairs][16 columns][2]
+constexpr int64_t kBlockSize = kPanelColumns * kPanelDepth;  // elements
+constexpr int64_t kStrip = 4;                                // panels that a thread takes at a time
+constexpr int64_t kParallelWork = 1 << 17;                   // multiply-adds below which a second thread costs more than it saves
+
+struct Linear {
+  int64_t M, N, K, x_stride;
+  const void *x, *weight, *bias;
+  void* out;
+
+  int64_t depth() const { return in_blocks(K, kPanelDepth); }
+};
+
+// Rows of whole blocks of E, zeros behind K and behind M.
+template <class E>
+struct PaddedRows {
+  E* rows;
+  int64_t stride;  // in elements: an odd number of cache lines, so that the rows of a tile lie in different sets
+
+  static int64_t stride_of(int64_t depth) {
+    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(E));
+    return (depth * kPanelDepth / kLine | 1) * kLine;
+  }
+};
+
+// x in rows of E, padded to whole blocks once per call, and then body(x, m0, m1, panel, num_panels): a thread takes consecutive
+// strips of panels and reads them from DRAM once per chunk of rows, which stays in L2. A `Session` lives as long as a thread
+// does.
+template <class E, class Session, class CopyRow, class Body>
+void for_each_strip(const Linear& p, CopyRow&& copy_row, Body&& body) {
+  constexpr int64_t kChunkBytes = 1 << 20, kMinChunkRows = 64, kMaxChunkRows = 256;  // 1 MB is half of a usual L2
+  const int64_t stride = PaddedRows<E>::stride_of(p.depth()), row_bytes = stride * static_cast<int64_t>(sizeof(E));
+  const int64_t rows = round_up(p.M, 16), panels = in_blocks(p.N, kPanelColumns);
+  const int64_t chunk = std::clamp(kChunkBytes / row_bytes / 64 * 64, kMinChunkRows, kMaxChunkRows);
+  const PaddedRows<E> x{static_cast<E*>(thread_owned<Scratch>().take(rows * row_bytes)), stride};
+#pragma omp parallel if (p.M * p.N * p.K > kParallelWork)
+  {
+#pragma omp for schedule(static)
+    for (int64_t m = 0; m < rows; ++m) {
+      E* to = x.rows + m * stride;
+      const int64_t count = m < p.M ? p.K : 0;
+      if (count > 0) copy_row(m, to);
+      std::memset(static_cast<void*>(to + count), 0, static_cast<size_t>(stride - count) * sizeof(E));
+    }
+    [[maybe_unused]] const Session session;
+    for (int64_t m = 0; m < p.M; m += chunk)
+#pragma omp for schedule(static) nowait
+      for (int64_t panel = 0; panel < panels; panel += kStrip)
+        body(x, m, std::min(p.M, m + chunk), panel, std::min(kStrip, panels - panel));
+  }
+}
+
+struct NoSession {};
+
+// Any dtype, in float32 arithmetic.
+void linear_in_float32(const Linear& p, int dtype);
+
+// bfloat16 in products of bfloat16 pairs; only where has_bf16_dot().
+void linear_in_bf16(const Linear& p);
+
+}  // namespace tts

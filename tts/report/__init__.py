@@ -1,0 +1,1 @@
+"""Pictures of results. Needs matplotlib: `pip install "tts-kernels[plot]"`."""
