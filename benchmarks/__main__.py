@@ -48,6 +48,25 @@ def kernels(
 
 
 @app.command()
+def verifier(
+    out: Annotated[Path, typer.Option(help="JSONL file; one row is appended for each model.")],
+    quick: Annotated[bool, typer.Option("--quick", help="The tiny model only.")] = False,
+    threads: Annotated[int, typer.Option(min=1, help="Pinned to one core each.")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each variant, in turn.")] = 3,
+) -> None:
+    """Score beams step by step, incrementally and by encoding every text again. Exit code 1 if scores differ."""
+    from benchmarks.kernels.pinning import pin_threads
+
+    pin_threads(threads)
+
+    from benchmarks import verifier as measured
+
+    rows = measured.run(out, repeats, quick)
+    measured.show(rows)
+    raise typer.Exit(0 if all(row["is_correct"] for row in rows) else 1)
+
+
+@app.command()
 def search(
     out: Annotated[Path, typer.Option(help="JSONL file; one row is appended for each trace, engine and repeat.")],
     trace: Annotated[str, typer.Option(help="Comma-separated names of benchmarks/search/traces.py.")] = "beam,beam+prm",

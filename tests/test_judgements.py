@@ -244,7 +244,7 @@ def test_verdicts_are_the_share_of_yes():
 def test_semi_scalar_is_the_mean_of_a_scalar_head_on_critiques():
     scripted = ScriptedJudge(lambda shown, sample: shown[0], rate=lambda text: QUALITY[text] / 10)
     verdict = scripted.run(make_responses("bad", "good"), way="semi-scalar", k=2)
-    assert verdict.scores == pytest.approx([0.2, 0.9]) and scripted.scored == [("scalar", 0), ("scalar", 4)]
+    assert verdict.scores == pytest.approx([0.2, 0.9]) and scripted.scored == [("meta", 0), ("meta", 4)]
 
 
 def test_a_judge_of_one_response_asks_one_prompt():

@@ -19,8 +19,8 @@ from tts.moves import Answer, Expand, Node, Prompt, Score
 if TYPE_CHECKING:
     from tts.strategies.base import SearchProblem
 
-GRM, META, SCALAR = "grm", "meta", "scalar"
-"""The judge among the policies; the meta reward model and the scalar head on critiques among the verifiers."""
+GRM, META = "grm", "meta"
+"""The judge among the policies; the reward model that reads its judgements among the verifiers."""
 
 Judging = Generator[Any, Any, Any]
 """Moves out, their results in."""
@@ -53,9 +53,8 @@ class Jury:
 def judge(problem: SearchProblem, responses: Sequence[Node], jury: Jury) -> Judging:
     """The verdict on `responses`, leaves of any branches. A missing judge or meta model is an error before a token is drawn."""
     yield Expand([_prompt((), jury)], 0)
-    for name, is_needed in ((META, jury.k_meta), (SCALAR, jury.way == "semi-scalar")):
-        if is_needed:
-            yield Score([], by=name)
+    if jury.k_meta or jury.way == "semi-scalar":
+        yield Score([], by=META)
     scores, num_read, num_dropped, num_counted = yield from WAYS[jury.way](problem, responses, jury)
     ranking = rank(scores, problem.rng("ties", [node.key for node in responses]))
     return Verdict(scores, ranking, num_read, num_dropped, num_counted)
@@ -108,7 +107,7 @@ def semi_scalar(problem: SearchProblem, responses: Sequence[Node], jury: Jury) -
     """CLoud (Ankner et al. 2024, arXiv:2408.11791): a scalar head reads each critique; the mean over a response's critiques."""
     asked = [i for i in range(len(responses)) for _ in range(jury.k)]
     said = yield from _ask([(responses[i],) for i in asked], jury)
-    values = yield Score(said, by=SCALAR, context="prompt")
+    values = yield Score(said, by=META, context="prompt")
     votes = [(node, (i, value)) for node, i, value in zip(said, asked, values) if math.isfinite(value)]
     counted = yield from _meta(votes, jury)
     return _means(counted, len(responses)), len(votes), len(asked) - len(votes), len(counted)

@@ -15,7 +15,7 @@ from tts import selection, strategies, tasks
 from tts.engine.model import Model
 from tts.engine.policy import Policy
 from tts.engine.sampling import Sampling, root_key
-from tts.judge import GRM, META, SCALAR, Jury
+from tts.judge import GRM, META, Jury
 from tts.judge import judge as judge_responses
 from tts.judgements import Verdict
 from tts.meter import Meter
@@ -161,8 +161,7 @@ class Solver:
         self.verifier = self._make_verifier(verifier, opened, num_pages, page_size, max_batch_tokens)
         verifiers = {VERIFIER: self.verifier}
         if meta is not None:
-            reader = self._make_verifier(meta, opened_meta, num_pages, page_size, max_batch_tokens)
-            verifiers |= dict.fromkeys((META, SCALAR), reader)
+            verifiers[META] = self._make_verifier(meta, opened_meta, num_pages, page_size, max_batch_tokens)
         models = {GRM: Policy(judging, num_pages, page_size, max_rows, max_batch_tokens)} if judging else {}
         self.search = Search(self.policy, verifiers, self.task, models)
 

@@ -79,3 +79,19 @@ def test_judge_prints_scores_and_how_many_judgements_count(monkeypatch, capsys, 
 def test_bad_settings_are_one_line(monkeypatch, capsys, folders, options, message):
     code, _, err = run(monkeypatch, capsys, "judge", "1+1?", "--response", "2", "--judge", folders[0], *options)
     assert code == 2 and message in " ".join(err.split())
+
+
+def test_the_memory_plan_counts_weights_and_pages_of_both_models(monkeypatch, capsys, folders):
+    policy, verifier = folders
+    code, out, _ = run(monkeypatch, capsys, "info", "--policy", policy, "--verifier", verifier, "--n", "64", "--json")
+    found = json.loads(out)
+    solver = Solver(policy, verifier, kv_bytes=1 << 24)
+    loaded = [solver.policy.model, solver.verifier.model]
+    assert code == 0 and [m["family"] for m in found["models"]] == ["policy", "reward-model"]
+    assert [m["kv_per_token"] for m in found["models"]] == [m.page_bytes_per_token for m in loaded]
+    assert found["models"][0]["num_parameters"] == loaded[0].num_parameters
+    assert found["needed"] == sum(m["weights"] + 64 * 2048 * m["kv_per_token"] for m in found["models"]) and found["fits"]
+    code, out, _ = run(monkeypatch, capsys, "info", "--policy", policy, "--n", "100000000")
+    assert code == 0 and "branches fit at a time" in " ".join(out.split())
+    code, _, err = run(monkeypatch, capsys, "info", "--verifier", verifier)
+    assert code == 2 and "--verifier needs --policy" in err

@@ -146,6 +146,15 @@ def reward_model(folder, question, steps):
     return float(torch.sigmoid(tensors["score.weight"][0] @ state))
 
 
+def genrm(folder, question, steps):
+    """Direct GenRM: the next token behind the question whether the answer is right, Yes against No."""
+    tokenizer = parts(folder)[1]
+    turn = {"role": "user", "content": f"{question}\n\n{''.join(steps)}\n\nIs the answer correct (Yes/No)?"}
+    text = tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+    yes, no = tokenizer.encode("Yes")[0], tokenizer.encode("No")[0]
+    return float(plus_against_minus(folder, tokenizer(text, add_special_tokens=False)["input_ids"], yes, no)[-1])
+
+
 @torch.no_grad()
 def likelihood(folder, prompt, text):
     """exp of the sum of log-probabilities of the text's tokens behind the prompt's."""

@@ -32,6 +32,7 @@ def make_family_folder(path, name):
         "qwen-math-prm": lambda: make_reward_folder(folder, "qwen2", "ForProcessRewardModel", tokenizer=tokenizer_with(**extra)),
         "skywork": lambda: make_reward_folder(folder, "qwen2", "ForPrmModel", tokenizer=tokenizer_with(bos_token="<|bos|>")),
         "trl": lambda: make_reward_folder(folder, "qwen2", "ForTokenClassification"),
+        "genrm": lambda: make_folder(folder, "qwen3"),
         "reward-model": lambda: make_reward_folder(folder, "llama", "ForSequenceClassification"),
     }
     return made[name]()
@@ -56,6 +57,7 @@ CASES = [
     ("skywork", {}, published.skywork),
     ("trl", {}, published.trl),
     ("reward-model", {}, published.reward_model),
+    ("genrm", {}, published.genrm),
     (
         "math-shepherd",
         {"as_published": True, "system": SYSTEM},
@@ -76,8 +78,8 @@ def open_verifier(folder, family="auto", options=(), num_pages=3000, max_batch_t
 @pytest.mark.parametrize(("name", "options", "reference"), CASES, ids=[f"{n}{'-as-published' * bool(o)}" for n, o, _ in CASES])
 def test_scores_equal_the_published_procedure(family_folder, name, options, reference, num_pages):
     folder = family_folder(name)
-    verifier = open_verifier(folder, "auto", options, num_pages)
-    assert verifier.family.name == name  # by the checkpoint alone
+    verifier = open_verifier(folder, "genrm" if name == "genrm" else "auto", options, num_pages)
+    assert verifier.family.name == name  # by the checkpoint alone, but for the one that any chat model can be
     question = "What is 1 + 2?"
     for node in score_tree(verifier, question, seed=num_pages):
         expected = reference(folder, question, [n.text for n in node.path])

@@ -1,4 +1,4 @@
-"""The command line: `tts demo`, `tts solve`, `tts eval`, `tts judge`, `tts strategies`, `tts info`."""
+"""The command line: `tts demo`, `tts solve`, `tts eval`, `tts judge`, `tts verifier`, `tts strategies`, `tts info`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -188,6 +189,43 @@ def _compare(
         show.comparison(out, found)
 
 
+verifier_app = typer.Typer(no_args_is_help=True, help="What a verifier is worth.")
+app.add_typer(verifier_app, name="verifier")
+
+
+@verifier_app.callback()
+def verifiers() -> None:
+    """What a verifier is worth."""
+
+
+@verifier_app.command("check")
+def check_verifier(
+    model: Annotated[str, typer.Argument(help="A model folder, a hub id or zoo:NAME; FAMILY:MODEL where it must be said.")],
+    data: Annotated[str, typer.Option(help="chain, or a JSONL file of question, steps and labels.")] = "chain",
+    task: Annotated[str, typer.Option(help="The task whose prompts a likelihood reads, for a file.")] = "math",
+    limit: Annotated[int, typer.Option(help="Questions of chain, 8 solutions each.")] = 100,
+    seed: int = 0,
+    fit: Annotated[Path | None, typer.Option(help="Store the isotonic fit on all solutions here.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print a verifier's calibration, ranking and biases on solutions whose steps are known."""
+    from tts.calibration import report
+    from tts.surfaces import check
+
+    if not 1 <= limit <= 100_000:
+        raise ValueError(f"--limit must be in [1, 100000], got {limit}")
+    if data != "chain" and not Path(data).is_file():
+        raise ValueError(f"--data {data}: neither chain nor a file")
+    solutions = check.on_chain(model, limit, seed) if data == "chain" else check.on_file(model, Path(data), task)
+    found, isotonic = report(list(solutions))
+    if fit:
+        isotonic.save(fit)
+    if as_json:
+        _print_json(check.as_dict(found))
+    else:
+        check.show(out, found)
+
+
 @app.command()
 def judge(
     question: str,
@@ -208,7 +246,6 @@ def judge(
 ) -> None:
     """Judge responses to a question with a generative reward model and print their scores."""
     from dataclasses import asdict
-    from pathlib import Path
 
     from tts.solver import Solver
 
@@ -269,9 +306,27 @@ def strategies(as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def info(as_json: JsonOption = False) -> None:
-    """Versions, the machine, and which backend each kernel uses and why."""
-    from tts.surfaces import machine
+def info(
+    policy: Annotated[str | None, typer.Option(help="With a model: what it and --verifier need of the memory.")] = None,
+    verifier: Annotated[str | None, typer.Option(help="A model folder or a hub id.")] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Branches of the plan.")] = 64,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a branch in the plan, its prompt included.")] = 2048,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Versions, the machine, and which backend each kernel uses and why; with --policy a memory plan."""
+    from tts.surfaces import machine, memory
+
+    if verifier is not None and policy is None:
+        raise ValueError("--verifier needs --policy: the plan is for both")
+    if policy is not None:
+        found = memory.plan(policy, verifier, n, max_tokens, device)
+        if as_json:
+            _print_json(found)
+        else:
+            for line in memory.lines(found):
+                out.print(line, highlight=False)
+        return
 
     facts = machine.facts()
     if as_json:

@@ -22,6 +22,8 @@ class Checkpoint:
     """A name of `tts.verifiers.families.FAMILIES`, `likelihood`, or `auto`: what the checkpoint's config says."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the family, such as `{"separator": "\\n\\n"}`."""
+    calibration: str | os.PathLike | None = None
+    """A fit that `tts verifier check --fit FILE` stored: scores become the probabilities that it says."""
     trust_remote_code: bool = False
     """Run code that comes with this checkpoint. No family needs it; a tokenizer or a trunk that transformers lacks may."""
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from tts.calibration import Isotonic
 from tts.engine.model import Model, read_config, resolve
 from tts.verifiers import families
 from tts.verifiers.checkpoint import Checkpoint
@@ -56,9 +58,14 @@ class Opened:
 
     def make(self, policy: Model, render: Callable[[str], Any], *sizes: int) -> PRM | Likelihood:
         """The verifier; `render` writes a question as the task's prompt, `sizes` are pages, page size and tokens of a pass."""
-        if self.family is not None:
-            return PRM(self.model, self.family, *sizes)
+        made: PRM | Likelihood
         model = self.model
-        if policy.tokenizer.get_vocab() == model.tokenizer.get_vocab():
-            return Likelihood(model, *sizes)
-        return Likelihood(model, *sizes, render=lambda question: model.encode(render(question)))
+        if self.family is not None:
+            made = PRM(model, self.family, *sizes)
+        elif policy.tokenizer.get_vocab() == model.tokenizer.get_vocab():
+            made = Likelihood(model, *sizes)
+        else:
+            made = Likelihood(model, *sizes, render=lambda question: model.encode(render(question)))
+        if self.checkpoint.calibration is not None:
+            made.calibration = Isotonic.load(Path(self.checkpoint.calibration))
+        return made

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from itertools import takewhile
 
 import torch
@@ -42,6 +43,8 @@ class ReadingVerifier:
         self._scores: dict[Node, float] = {}
         """Scores by place."""
         self._ready: list[tuple[Node, float | Exception]] = []
+        self.calibration: Callable[[float], float] | None = None
+        """Makes probabilities of scores."""
 
     @property
     def has_work(self) -> bool:
@@ -221,6 +224,8 @@ class ReadingVerifier:
         """Enter scores; whoever waited for them gets them."""
         for place, score in zip(places, scores):
             nodes = self._waiting.pop(place)
+            if self.calibration is not None and math.isfinite(score):
+                score = self.calibration(score)
             self._ready += [(node, score) for node in nodes]
             if place.num_children or any(self._places.get(node) is place for node in nodes):
                 self._scores[place] = score

@@ -1,6 +1,6 @@
 """Families of reward models: one file each, and nothing else of the package knows them."""
 
-from tts.verifiers.families import math_shepherd, qwen_math, reward_model, rlhflow, skywork, trl
+from tts.verifiers.families import genrm, math_shepherd, qwen_math, reward_model, rlhflow, skywork, trl
 from tts.verifiers.families.base import FAMILIES, Facts, Family, Head, detect, family, make
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Head",
     "detect",
     "family",
+    "genrm",
     "make",
     "math_shepherd",
     "qwen_math",
