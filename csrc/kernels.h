@@ -71,6 +71,17 @@ TTS_API int tts_pack(int dtype, int64_t N, int64_t K, const void* weight, int64_
 TTS_API int tts_linear(int dtype, int64_t M, int64_t N, int64_t K, const void* x, int64_t x_stride, const void* packed,
                        const void* bias, void* out);
 
+/* out = weight * (x / sqrt(mean(x^2) + eps)), row by row; what is in parentheses is rounded to T before the product.
+ *   x T[M,E] with rows x_stride apart, weight T[E], out T[M,E]
+ * Bytes: 2*M*E * sizeof(T), and the weight once per row from cache. */
+TTS_API int tts_rms_norm(int dtype, int64_t M, int64_t E, const void* x, int64_t x_stride, const void* weight, double eps,
+                         void* out);
+
+/* out[m,f] = silu(x[m,f]) * x[m,F+f] with silu(g) = g / (1 + exp(-g)), rounded to T before the product.
+ *   x T[M,2*F] with rows x_stride apart, out T[M,F]
+ * Bytes: 3*M*F * sizeof(T). */
+TTS_API int tts_silu_and_mul(int dtype, int64_t M, int64_t F, const void* x, int64_t x_stride, void* out);
+
 /* Write N new keys and values into their slots of one layer's pages.
  *   k, v T[N,G,D] with tokens and heads *_token, *_head apart and dense D; keys, values T[P,G,S,D] in place, with pages, heads
  *   and slots *_page, *_head, *_slot apart and dense D; slots i64[N] in [0, P*S)

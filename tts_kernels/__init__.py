@@ -7,8 +7,10 @@ from tts_kernels.fork import copy_tails, fork
 from tts_kernels.linear import linear, pack
 from tts_kernels.op import OPS, Op, backends, op, register_backend
 from tts_kernels.prune import prune
+from tts_kernels.rms_norm import rms_norm
 from tts_kernels.sample import sample
 from tts_kernels.score import score
+from tts_kernels.silu_and_mul import silu_and_mul
 from tts_kernels.torch_ops import register_torch_ops
 
 try:
@@ -37,6 +39,8 @@ __all__ = [
     "prune",
     "register_backend",
     "register_torch_ops",
+    "rms_norm",
     "sample",
     "score",
+    "silu_and_mul",
 ]

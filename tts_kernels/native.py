@@ -15,8 +15,10 @@ from tts_kernels.fork import copy_tails, fork
 from tts_kernels.linear import linear, pack
 from tts_kernels.op import register_backend
 from tts_kernels.prune import prune
+from tts_kernels.rms_norm import rms_norm
 from tts_kernels.sample import sample
 from tts_kernels.score import score
+from tts_kernels.silu_and_mul import silu_and_mul
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 RULES = {"top": 0, "softmax": 1, "systematic": 2, "multinomial": 3, "proportional": 4}
@@ -64,6 +66,16 @@ def _linear(x, N, weight, bias, *, out):
     bias = None if bias is None else bias.contiguous()
     inputs = x.data_ptr(), x.stride(0), weight.data_ptr(), _pointer(bias)
     _native.linear(DTYPES[x.dtype], x.shape[0], N, x.shape[1], *inputs, out.data_ptr())
+
+
+def _rms_norm(x, weight, eps, *, out):
+    x, (weight,) = _rows(x), _dense(weight)
+    _native.rms_norm(DTYPES[x.dtype], *x.shape, x.data_ptr(), x.stride(0), weight.data_ptr(), eps, out.data_ptr())
+
+
+def _silu_and_mul(x, *, out):
+    x = _rows(x)
+    _native.silu_and_mul(DTYPES[x.dtype], *out.shape, x.data_ptr(), x.stride(0), out.data_ptr())
 
 
 def _append(k, v, keys, values, slots):
@@ -167,5 +179,5 @@ def ceilings(seconds: float = 0.5, names: Sequence[str] = CEILINGS) -> dict[str,
     return found
 
 
-for _op in (pack, linear, append, attend, plan, plan_pages, score, prune, fork, copy_tails, sample):
+for _op in (pack, linear, rms_norm, silu_and_mul, append, attend, plan, plan_pages, score, prune, fork, copy_tails, sample):
     register_backend(_op, "native", globals()[f"_{_op.name}"], devices=("cpu",), checks_values=True)

@@ -1,4 +1,4 @@
-"""forward: a whole transformers model without its attention, the head included: what the linear layers make of a decode step."""
+"""forward: a whole transformers model without its attention, the head included: a decode step apart from attention."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import AttentionInterface, Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.kernels.cases import Case, Setting, Spec, Variant, allowance, error, family, nbytes
 from benchmarks.kernels.floors import Work
-from tts.engine.model import swap_parts
+from tts.engine.parts import swap_parts
 
 ROWS = (1, 4, 16, 64)
 WITHOUT_ATTENTION = "without_attention"
@@ -53,7 +53,7 @@ def _run(model, tokens: torch.Tensor) -> torch.Tensor:
 
 @cache
 def _models(dtype: torch.dtype):
-    """The same random weights twice: as transformers runs them, and with our projections."""
+    """The same random weights twice: as transformers runs them, and with our parts."""
     sizes = {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "vocab_size": 151936}
     heads = {"num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True}
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.kernels import append, attend, fork, forward, linear, prune, sample, score  # noqa: F401  (registers the families)
+from benchmarks.kernels import append, attend, elementwise, fork, forward, linear, prune, sample, score  # noqa: F401  (registers them)
 from benchmarks.kernels.cases import DTYPES, FAMILIES, Case, PeerError, Setting, Spec, cold_bytes
 from benchmarks.kernels.floors import Ceilings, floor
 from benchmarks.kernels.timing import Times, seconds_of, times

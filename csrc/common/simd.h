@@ -82,11 +82,17 @@ TTS_INLINE U narrow_f16(F value) {
   return (word & 0x80000000u) >> 16 | (twice > 0xFF000000u ? 0x7E00u + (word & 0u) : result);
 }
 
+// The result is the high half; the low half is of no meaning.
+template <class F, class U>
+TTS_INLINE U round_bf16(F value) {
+  const U word = bit_cast<U>(value);
+  const U rounded = word + 0x7FFFu + ((word >> 16) & 1u);
+  return word + word > 0xFF000000u ? 0x7FC00000u + (word & 0u) : rounded;
+}
+
 template <class F, class U>
 TTS_INLINE U narrow_bf16(F value) {
-  const U word = bit_cast<U>(value);
-  const U rounded = (word + 0x7FFFu + ((word >> 16) & 1u)) >> 16;
-  return word + word > 0xFF000000u ? 0x7FC0u + (word & 0u) : rounded;
+  return round_bf16<F, U>(value) >> 16;
 }
 
 // A vector of W float32 lanes, its unsigned twin, its lanes two by two, and W halves.

@@ -112,6 +112,54 @@ def pack_cases():
         yield f"{n}x{k}", partial(pack_case, n=n, k=k)
 
 
+def rms_norm_case(dtype, rows, width, eps=1e-6, seed=0) -> Case:
+    x, weight = 3 * normal((rows, width), dtype, seed), normal(width, dtype, seed + 1)
+    exact, plain = (_rms_norm(x, weight, eps, d) for d in (torch.float64, F32))
+    return Case((x, weight, eps), {"out": (exact, allowance(exact, plain.to(dtype)))})
+
+
+def _rms_norm(x, weight, eps, dtype):
+    """Rounded as Llama's, the arithmetic in `dtype`."""
+    scaled = x.to(dtype) * (x.to(dtype).pow(2).mean(-1, keepdim=True) + eps).rsqrt()
+    return weight.to(dtype) * scaled.to(x.dtype).to(dtype)
+
+
+@family("rms_norm", HALVES_TOO)
+def rms_norm_cases():
+    for rows, width in ((0, 7), (3, 0), (1, 1), (5, 16), (7, 33), (3, 63), (13, 131), (2, 896)):
+        yield f"{rows}x{width}", partial(rms_norm_case, rows=rows, width=width)
+
+    def not_finite(dtype):
+        x = torch.tensor([[1.0, -1.0], [float("nan"), 1.0], [float("inf"), 1.0], [0.0, 0.0]]).to(dtype)
+        nan = float("nan")
+        out = torch.tensor([[1.0, -2.0], [nan, nan], [nan, 0.0], [0.0, 0.0]], dtype=torch.float64)
+        return Case((x, torch.tensor([1.0, 2.0]).to(dtype), 1e-12), {"out": (out, 1e-6)})
+
+    yield "not-finite", not_finite
+
+
+def silu_and_mul_case(dtype, rows, width, scale=3.0, seed=0) -> Case:
+    x = (scale * normal((rows, 2 * width), F32, seed)).to(dtype)
+    gate, up = x.double().chunk(2, -1)
+    exact = (gate * torch.sigmoid(gate)).to(dtype).double() * up
+    plain = torch.nn.functional.silu(x[:, :width]) * x[:, width:]
+    return Case((x,), {"out": (exact, allowance(exact, plain))})
+
+
+@family("silu_and_mul", HALVES_TOO)
+def silu_and_mul_cases():
+    for rows, width in ((0, 7), (3, 0), (1, 1), (5, 16), (7, 33), (3, 63), (13, 131), (2, 896)):
+        yield f"{rows}x{width}", partial(silu_and_mul_case, rows=rows, width=width)
+
+    def extremes(dtype):
+        nan, inf = float("nan"), float("inf")
+        x = torch.tensor([[nan, 1.0], [inf, 1.0], [-inf, 1.0], [1.0, nan], [30000.0, 1.0], [-30000.0, 2.0], [0.0, 5.0]])
+        out = torch.tensor([[nan], [inf], [nan], [nan], [float(torch.tensor(30000.0).to(dtype))], [0.0], [0.0]])
+        return Case((x.to(dtype),), {"out": (out, 0.0)})
+
+    yield "extremes", extremes
+
+
 def append_case(dtype, tokens, heads, dim, num_pages=11, page_size=7, seed=0) -> Case:
     pages = torch.full((2, num_pages, heads, page_size, dim), float("nan"), dtype=dtype)
     k, v = normal((tokens, heads, dim), dtype, seed), normal((tokens, heads, dim), dtype, seed + 1)

@@ -18,8 +18,10 @@ from cases import (
     linear_case,
     normal,
     pack_case,
+    rms_norm_case,
     sample_inputs,
     score_case,
+    silu_and_mul_case,
 )
 from trees import Tree, depth_first_leaves, i32, random_tree
 
@@ -91,6 +93,18 @@ def linear_cases(draw) -> Case:
 @st.composite
 def pack_cases(draw) -> Case:
     return pack_case(draw(DTYPES), draw(sizes(64, 257)), draw(sizes(64, 389)), draw(SEEDS))
+
+
+@st.composite
+def rms_norm_cases(draw) -> Case:
+    eps = draw(st.sampled_from((1e-6, 1e-5, 1.0)))
+    return rms_norm_case(draw(DTYPES), draw(sizes(61, 257)), draw(sizes(64, 65, 128, 389, 1031)), eps, draw(SEEDS))
+
+
+@st.composite
+def silu_and_mul_cases(draw) -> Case:
+    scale = draw(st.sampled_from((0.01, 3.0, 60.0)))
+    return silu_and_mul_case(draw(DTYPES), draw(sizes(61, 257)), draw(sizes(64, 65, 389, 1031)), scale, draw(SEEDS))
 
 
 @st.composite
@@ -210,6 +224,8 @@ CASES = {
     "plan": plan_cases(),
     "plan_pages": plan_pages_cases(),
     "prune": prune_cases(),
+    "rms_norm": rms_norm_cases(),
     "sample": sample_cases(),
     "score": score_cases(),
+    "silu_and_mul": silu_and_mul_cases(),
 }

@@ -117,6 +117,12 @@ def test_sizes_whose_product_overflows_are_refused():
         tts_kernels._native.append(0, 2**31, 2**31, 8, 1, 1, huge.data_ptr(), 0, 0, huge.data_ptr(), *[0] * 11)
 
 
+def test_a_matrix_that_does_not_split_into_gate_and_up_is_refused():
+    for backend in tts_kernels.silu_and_mul.backends:
+        with pytest.raises(ValueError, match="silu_and_mul: N%2==0 does not hold for"):
+            tts_kernels.silu_and_mul(torch.zeros(2, 5), backend=backend)
+
+
 def test_a_draw_from_an_empty_vocabulary_is_refused():
     with pytest.raises(ValueError, match=re.escape("sample: V must be in [1, 2147483647), got 0")):
         tts_kernels.sample(*sample_inputs(torch.zeros(1, 0), [0]), backend="native")

@@ -1,5 +1,7 @@
 """Native results do not depend on the thread count, on the other rows of a batch, or on how a context is cut."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from cases import normal, sample_inputs
 from trees import Tree, depth_first_leaves, filled_pages, i32, random_tree
 
 import tts_kernels
-from tts_kernels import attend, linear, pack, plan, prune, sample, score
+from tts_kernels import attend, linear, pack, plan, prune, rms_norm, sample, score, silu_and_mul
 
 pytestmark = pytest.mark.skipif("native" not in tts_kernels.linear.backends, reason="the C++ module is not built")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -44,6 +46,17 @@ def test_a_row_of_linear_has_the_same_bits_in_every_batch(dtype, m, n, k):
         assert torch.equal(linear(x[first:last], n, packed, bias, backend="native"), whole[first:last])
     columns = linear(x, 13, pack(weight[3:16]), bias[3:16], backend="native")
     assert torch.equal(columns, whole[:, 3:16])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows, width", [(300, 112), (96, 211), (3000, 8)])
+def test_a_row_of_rms_norm_and_of_silu_and_mul_has_the_same_bits_in_every_batch(dtype, rows, width):
+    x, weight = normal((rows, 2 * width), dtype), normal((2 * width,), dtype, 1)
+    for call in (lambda x: rms_norm(x, weight, 1e-6, backend="native"), lambda x: silu_and_mul(x, backend="native")):
+        whole = with_threads(1, partial(call, x))
+        assert torch.equal(whole, with_threads(2, partial(call, x)))
+        for first, last in ((0, 1), (rows - 1, rows), (3, 20), (rows // 2, rows)):
+            assert torch.equal(call(x[first:last]), whole[first:last])
 
 
 def decode(tree, leaves, q, pages):

@@ -12,6 +12,8 @@ from tts_kernels.op import Op
 CASES = {
     "linear": "7x13x31+bias",
     "pack": "17x33",
+    "rms_norm": "13x131",
+    "silu_and_mul": "13x131",
     "append": "7x2x40",
     "attend": "ragged-prefill",
     "plan": "worked-example",

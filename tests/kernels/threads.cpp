@@ -60,6 +60,12 @@ void multiply(const Inputs& in, int dtype, Results& r) {
   ok(tts_linear(dtype, M, N, K, in.of(dtype), K, packed, nullptr, r.take<char>(M * N * size)));
 }
 
+void norm_and_activate(const Inputs& in, int dtype, Results& r) {
+  const int64_t size = dtype == TTS_F32 ? 4 : 2;
+  ok(tts_rms_norm(dtype, M, K, in.of(dtype), K, in.of(dtype), 1e-6, r.take<char>(M * K * size)));
+  ok(tts_silu_and_mul(dtype, M, N, in.of(dtype), 2 * N, r.take<char>(M * N * size)));
+}
+
 // Two rows that share two full pages of a flat table, and the same as nodes of a tree.
 void attend(const Inputs& in, int dtype, Results& r) {
   const int64_t size = dtype == TTS_F32 ? 4 : 2, page = G * S * D, slots[] = {9, 14};
@@ -130,6 +136,7 @@ int main() {
         Results& mine = results[static_cast<size_t>(i * kRounds + round)];
         for (const int dtype : {TTS_F32, TTS_F16, TTS_BF16}) {
           multiply(inputs, dtype, mine);
+          norm_and_activate(inputs, dtype, mine);
           attend(inputs, dtype, mine);
         }
         select(inputs, mine);

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -22,7 +21,7 @@ from transformers import (
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import tts_kernels
-from tts_kernels import memory
+from tts.engine.parts import Buffer, Linear, swap_parts
 from tts_kernels.pages import PagedKV, Plan
 
 ATTENTION = "tts"
@@ -59,78 +58,6 @@ def _attention(module, query, key, value, attention_mask, scaling=None, *, ragge
 
 AttentionInterface.register(ATTENTION, _attention)
 AttentionMaskInterface.register(ATTENTION, lambda *_, **__: None)  # the plan says who sees what
-
-
-class Linear(nn.Module):
-    """A projection through the `linear` op: a row's bits do not depend on the batch it is in. The weight is kept packed only."""
-
-    def __init__(self, inner: nn.Linear, backend: str | None):
-        super().__init__()
-        self.out_features, self.in_features = inner.weight.shape
-        packed = memory.empty((-(-self.out_features // 16), -(-self.in_features // 32), 16, 16, 2), inner.weight.dtype)
-        self.register_buffer("weight", tts_kernels.pack(inner.weight.detach(), out=packed, backend=backend), persistent=False)
-        self.bias, self.backend = inner.bias, backend
-
-    def forward(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        rows = x.reshape(-1, self.in_features)
-        out = tts_kernels.linear(rows, self.out_features, self.weight, self.bias, out=out, backend=self.backend)
-        return out.view(*x.shape[:-1], -1)
-
-
-class Buffer:
-    """Memory for results as large as logits, given out again at every call: fresh pages would cost more than the work."""
-
-    def __init__(self, dtype: torch.dtype):
-        self._memory = torch.empty(0, dtype=dtype)
-
-    def take(self, rows: int, columns: int) -> torch.Tensor:
-        if self._memory.numel() < rows * columns:
-            self._memory = memory.empty((rows * columns,), self._memory.dtype)
-        return self._memory[: rows * columns].view(rows, columns)
-
-
-class Activation(nn.Module):
-    """An activation whose bits do not depend on the batch.
-
-    torch's elementwise loops take whole vectors one way and the rest of each thread's share another, with other last bits.
-    Here every share is whole vectors: flat input, padded if it must be.
-    """
-
-    GRAIN = 32768  # elements below which torch does not add a thread (at::internal::GRAIN_SIZE)
-    VECTORS = 64  # elements: two 512-bit vectors of the narrowest dtype, one turn of the loop
-
-    def __init__(self, inner: nn.Module):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        shares = min(torch.get_num_threads(), -(-x.numel() // self.GRAIN))
-        excess = x.numel() % (self.VECTORS * max(shares, 1))
-        if not excess:
-            return self.inner(x)
-        padded = nn.functional.pad(x.reshape(-1), (0, self.VECTORS * max(shares, 1) - excess))
-        return self.inner(padded)[: x.numel()].view(x.shape)
-
-
-def swap_parts(inner: Any, backend: str | None = None) -> None:
-    """Give a transformers model on the CPU our projections and activations, whose bits do not depend on the batch.
-
-    It stays otherwise untouched. Heads other than the language-model head are left alone: the `score` op reads them.
-    """
-    _swap_below(inner.base_model, backend)
-    head = inner.get_output_embeddings()
-    if type(head) is nn.Linear:
-        inner.set_output_embeddings(Linear(head, backend))
-
-
-def _swap_below(module: nn.Module, backend: str | None) -> None:
-    for name, child in module.named_children():
-        if type(child) is nn.Linear:
-            setattr(module, name, Linear(child, backend))
-        elif type(child).__module__ in ("transformers.activations", "torch.nn.modules.activation"):
-            setattr(module, name, Activation(child))
-        else:
-            _swap_below(child, backend)
 
 
 class Model:

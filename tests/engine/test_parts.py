@@ -1,0 +1,88 @@
+"""Which parts of a transformers model are replaced, and that what replaces them computes the same."""
+
+import copy
+
+import pytest
+import torch
+from tiny_models import CONFIGS
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.llama.configuration_llama import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
+
+from tts.engine.parts import Activation, GatedMLP, Linear, RMSNorm, swap_parts
+
+SIZES = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
+
+
+class Holder(nn.Module):
+    """The least that `swap_parts` takes for a model: one part, and no language-model head."""
+
+    def __init__(self, part: nn.Module):
+        super().__init__()
+        self.part = part
+
+    @property
+    def base_model(self):
+        return self
+
+    def get_output_embeddings(self):
+        return None
+
+
+def swapped(part: nn.Module) -> nn.Module:
+    holder = Holder(copy.deepcopy(part))
+    swap_parts(holder)
+    return holder.part
+
+
+def mlp(**changes) -> LlamaMLP:
+    torch.manual_seed(0)
+    return LlamaMLP(LlamaConfig(**SIZES | changes))
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_norms_and_gated_mlps_of_every_tested_architecture_are_replaced(architecture):
+    model = AutoModelForCausalLM.from_config(CONFIGS[architecture](**SIZES, num_key_value_heads=2, head_dim=16))
+    norms = sum("RMSNorm" in type(x).__name__ for x in model.modules())
+    swap_parts(model)
+    kinds = [type(x) for x in model.modules()]
+    assert kinds.count(RMSNorm) == norms == (9 if architecture == "qwen3" else 5)
+    assert kinds.count(GatedMLP) == 2 and nn.Linear not in kinds and Activation not in kinds
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_norm_computes_what_it_replaces_over_any_leading_dims(dtype):
+    norm, x = LlamaRMSNorm(48, eps=1e-5), torch.randn(1, 3, 5, 48, generator=torch.Generator().manual_seed(0)).to(dtype)
+    nn.init.normal_(norm.weight, generator=torch.Generator().manual_seed(1))
+    ours = swapped(norm.to(dtype))
+    assert type(ours) is RMSNorm and ours(x).shape == x.shape
+    torch.testing.assert_close(ours(x), norm(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_gated_mlp_computes_what_it_replaces(dtype, has_bias):
+    stock, x = mlp(mlp_bias=has_bias).to(dtype), torch.randn(1, 7, 48, generator=torch.Generator().manual_seed(1)).to(dtype)
+    ours = swapped(stock)
+    assert type(ours) is GatedMLP and ours(x).shape == x.shape
+    torch.testing.assert_close(ours(x), stock(x), atol=1e-2 if dtype is not torch.float32 else 1e-6, rtol=1e-2)
+
+
+@pytest.mark.parametrize("part", [GemmaRMSNorm(8), Olmo2RMSNorm(8), nn.LayerNorm(8)], ids=lambda x: type(x).__name__)
+def test_a_norm_that_computes_something_else_is_left_alone(part):
+    assert type(swapped(part)) is type(part)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_an_mlp_with_another_activation_keeps_its_form(activation):
+    ours = swapped(mlp(hidden_act=activation))
+    assert type(ours) is LlamaMLP and type(ours.act_fn) is Activation and type(ours.gate_proj) is Linear
+
+
+def test_an_mlp_with_a_bias_on_one_of_gate_and_up_keeps_its_form():
+    stock = mlp()
+    stock.up_proj.bias = nn.Parameter(torch.zeros(80))
+    assert type(swapped(stock)) is LlamaMLP
