@@ -9,6 +9,9 @@ import hypothesis
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # without a GPU the Triton kernels run interpreted, on CPU tensors
+
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=50, derandomize=True)
 hypothesis.settings.load_profile("quick")
 torch.set_num_threads(1)  # tiny work: a second thread only adds waiting, above all on a busy machine
