@@ -49,7 +49,7 @@ def kernels(
 
 @app.command()
 def aot(
-    out: Annotated[Path, typer.Option(help="JSONL file; one row for each compiled kernel.")],
+    out: Annotated[Path, typer.Option(help="JSON file: a list with a row for each compiled kernel.")],
     quick: Annotated[bool, typer.Option("--quick", help="A few configurations for two of the targets, a minute in all.")] = False,
 ) -> None:
     """Compile the Triton kernels for sm_80, sm_90, sm_100 and gfx942; no GPU is needed. Exit code 1 if one spills or does not fit."""

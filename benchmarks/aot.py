@@ -25,7 +25,7 @@ from triton.runtime.jit import JITFunction
 
 from tts_kernels.triton import append, attend, fork, prune, sample, score
 
-DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 HEAD_DIMS = (64, 80, 96, 128, 256)
 
 
@@ -85,27 +85,25 @@ class _Compiler:
 
 
 def run(out: Path, quick: bool) -> list[Row]:
-    """Compile all configurations, or the quick ones, and write the rows to `out` as they come."""
+    """Compile all configurations, or the quick ones; `out` is a JSON list of the rows so far."""
     if knobs.runtime.interpret:
         raise SystemExit("TRITON_INTERPRET is set: interpreted kernels cannot be compiled")
     targets = {name: TARGETS[name] for name in ("sm_90", "gfx942")} if quick else TARGETS
-    rows, seen = [], set()
+    rows: list[Row] = []
+    seen = set()
     out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out, "w") as file:
-        for configuration in configurations():
-            if quick and not configuration.is_quick:
-                continue
-            for name, target in targets.items():
-                for kernel in _compile(configuration.launch, list(TARGETS).index(name), target.gpu):
-                    if kernel.hash in seen:
-                        continue
-                    seen.add(kernel.hash)
+    for configuration in configurations():
+        if quick and not configuration.is_quick:
+            continue
+        for name, target in targets.items():
+            for kernel in _compile(configuration.launch, list(TARGETS).index(name), target.gpu):
+                if kernel.hash not in seen:
                     row = Row(configuration.op, configuration.name, name, kernel.metadata.name, *_resources(kernel, target.gpu))
                     rows.append(row)
-                    file.write(json.dumps(asdict(row)) + "\n")
-                    file.flush()
                     if not row.fits:
-                        print(f"does not fit: {row}", file=sys.stderr)
+                        print(f"does not fit: {row}", file=sys.stderr, flush=True)
+                seen.add(kernel.hash)
+        out.write_text("[\n" + ",\n".join(json.dumps(asdict(row)) for row in rows) + "\n]\n")
     return rows
 
 
@@ -160,7 +158,7 @@ def configurations() -> Iterator[Configuration]:
         is_quick = name == "bf16" and dim in (64, 128)
         yield Configuration("append", f"{name} D={dim}", is_quick, _append(dtype, dim))
         yield Configuration("copy_tails", f"{name} D={dim}", is_quick, _copy_tails(dtype, dim))
-        for rows in (16, 32, 64):
+        for rows in (16,) if name == "f32" else (16, 32, 64):
             yield Configuration("attend", f"{name} D={dim} rows={rows}", is_quick and rows != 32, _attend(dtype, dim, rows))
     for (name, dtype), activation, has_bias in product(DTYPES.items(), ("softmax", "sigmoid"), (False, True)):
         config = f"{name} {activation}{'+bias' if has_bias else ''}"

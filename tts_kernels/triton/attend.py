@@ -135,12 +135,13 @@ def attend(q, keys, values, spans, item_indptr, items, scale, *, out, lse):
 def _tiling(num_rows: int, head_dim: int, itemsize: int) -> tuple[int, int, dict[str, int]]:
     """(rows of a tile, tokens of a block, launch options): what fits registers and shared memory of all targets.
 
-    float32 is multiplied without tensor cores, in code that grows with the tile.
+    float32 is multiplied without tensor cores, in code that grows with the tile: it has the smallest.
     """
-    is_float = itemsize == 4
-    block_m = min(32 if is_float else 64, max(16, triton.next_power_of_2(num_rows)))
-    block_n = 32 if is_float or head_dim > 128 else 64
-    return block_m, block_n, {"num_warps": 8 if block_m * head_dim >= 64 * 96 else 4, "num_stages": 2}
+    block_d = triton.next_power_of_2(head_dim)
+    block_m = 16 if itemsize == 4 else min(64, max(16, triton.next_power_of_2(num_rows)))
+    is_large = block_m * block_d * itemsize > 8192
+    block_n = 32 if itemsize == 4 or is_large or block_d > 128 else 64
+    return block_m, block_n, {"num_warps": 8 if is_large else 4, "num_stages": 2}
 
 
 def _table(spans: torch.Tensor, item_indptr: torch.Tensor, items: torch.Tensor, shape: tuple[int, ...]) -> Table:
