@@ -52,7 +52,7 @@ def aot(
     out: Annotated[Path, typer.Option(help="JSON file: a list with a row for each compiled kernel.")],
     quick: Annotated[bool, typer.Option("--quick", help="A few configurations for two of the targets, a minute in all.")] = False,
 ) -> None:
-    """Compile the Triton kernels for sm_80, sm_90, sm_100 and gfx942; no GPU is needed. Exit code 1 if one spills or does not fit."""
+    """Compile the Triton kernels for sm_80, sm_90, sm_100, gfx942, without a GPU. Exit code 1 if one spills or does not fit."""
     from benchmarks import aot
 
     rows = aot.run(out, quick)

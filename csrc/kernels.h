@@ -160,9 +160,9 @@ TTS_API int tts_sample(int64_t R, int64_t V, int64_t N, int64_t A, const float* 
  * Takes memory of its own: at least 512 MB for the two of DRAM. */
 TTS_API int tts_ceiling(int which, double seconds, double* out);
 
-/* The same on an NVIDIA GPU, in a library that was built where nvcc is; else these do not exist. Pointers are the device's but for
- * `caches`, whose list of addresses is the host's; `stream` is a cudaStream_t. A call returns when its one launch is under way, so
- * values on the device are not checked: ranges of indices are the caller's to keep. */
+/* The same on an NVIDIA GPU, in a library that was built where nvcc is; else these do not exist. Pointers are the device's but
+ * for `caches`, whose list of addresses is the host's; `stream` is a cudaStream_t. A call returns when its one launch is under
+ * way, so values on the device are not checked: ranges of indices are the caller's to keep. */
 
 /* workspace: 24*N bytes, for segments of more than 1,024 rows. Children beyond `capacity` are left out of `parents`. */
 TTS_API int tts_cuda_prune(int64_t N, int64_t R, const float* scores, const int32_t* indptr, const int32_t* total,

@@ -1,7 +1,7 @@
 """The backend `cuda`: CUDA C++ kernels of the C library on tensors of an NVIDIA GPU, where it was built with nvcc.
 
-Each passes sizes, strides and addresses as kernels.h names them, and the current stream of torch. The functions come from outside:
-from the C++ module, whose importer registers them, or in a test from the same sources compiled for the CPU.
+Each passes sizes, strides and addresses as kernels.h names them, and the current stream of torch. The functions come from
+outside: from the C++ module, whose importer registers them, or in a test from the same sources compiled for the CPU.
 """
 
 from collections.abc import Callable, Mapping

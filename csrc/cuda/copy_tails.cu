@@ -1,7 +1,8 @@
-// copy_tails on the GPU: caches[c][destinations[n], :, :counts[n]] = caches[c][sources[n], :, :counts[n]], all caches in one launch.
+// copy_tails on the GPU: caches[c][destinations[n], :, :counts[n]] = caches[c][sources[n], :, :counts[n]], all caches in one
+// launch.
 //
-// One block of threads per (copy, cache): it reads and writes counts[n]*G*D elements, 16 bytes a thread where all strides allow it.
-// Invariant: destinations differ and none is a source, so blocks write what no other reads or writes.
+// One block of threads per (copy, cache): it reads and writes counts[n]*G*D elements, 16 bytes a thread where all strides allow
+// it. Invariant: destinations differ and none is a source, so blocks write what no other reads or writes.
 #include <algorithm>
 
 #include "common/check.h"

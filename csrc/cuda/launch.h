@@ -1,5 +1,5 @@
-// What all CUDA kernels share: a checked launch, sums and scans of a block, elements as float. Without nvcc, which is how the tests
-// run these kernels on a machine without a GPU, whoever includes this has declared CUDA's names before.
+// What all CUDA kernels share: a checked launch, sums and scans of a block, elements as float. Without nvcc, which is how the
+// tests run these kernels on a machine without a GPU, whoever includes this has declared CUDA's names before.
 #pragma once
 
 #include <cstdint>

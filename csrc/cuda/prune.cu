@@ -97,7 +97,8 @@ __device__ void weigh(const Prune& p, const uint64_t* keys, int32_t count, doubl
 }
 
 // REBASE: rank i gets ceil(left * weight_i / sum of the weights from i on).
-__device__ void share_softmax(const Prune& p, const uint64_t* keys, int32_t count, int32_t total, double* weights, double* shared) {
+__device__ void share_softmax(const Prune& p, const uint64_t* keys, int32_t count, int32_t total, double* weights,
+                              double* shared) {
   double rest = 0.0;
   for (int32_t last = count - 1; last >= 0; last -= kThreads) {  // from the last rank to the first
     const int32_t i = last - static_cast<int32_t>(threadIdx.x);
@@ -199,8 +200,20 @@ int tts_cuda_prune(int64_t N, int64_t R, const float* scores, const int32_t* ind
     check(R == 0 || rule == TTS_TOP || rule == TTS_SOFTMAX || keys != nullptr,
           "prune: rules systematic and multinomial draw and need keys");
     auto* ranked = static_cast<uint64_t*>(workspace);
-    const Prune p{N,           R,        scores, indptr, total, keep, keys, temperature, capacity, ranked,
-                  reinterpret_cast<double*>(ranked + 2 * N), widths, parents, counts};
+    const Prune p{N,
+                  R,
+                  scores,
+                  indptr,
+                  total,
+                  keep,
+                  keys,
+                  temperature,
+                  capacity,
+                  ranked,
+                  reinterpret_cast<double*>(ranked + 2 * N),
+                  widths,
+                  parents,
+                  counts};
     auto* const kernel = rule == TTS_TOP          ? prune_kernel<TTS_TOP>
                          : rule == TTS_SOFTMAX    ? prune_kernel<TTS_SOFTMAX>
                          : rule == TTS_SYSTEMATIC ? prune_kernel<TTS_SYSTEMATIC>

@@ -113,8 +113,6 @@ int tts_cuda_score(int dtype, int64_t N, int64_t E, int64_t C, const void* hidde
     check_range("score: label", label, 0, C);
     check_range("score: activation", activation, TTS_ACTIVATION_SOFTMAX, TTS_ACTIVATION_SIGMOID + 1);
     const Score p{E, C, hidden_stride, bias, before, label, activation == TTS_ACTIVATION_SIGMOID, false, out, running};
-    (dtype == TTS_F32   ? score<float>
-     : dtype == TTS_F16 ? score<Half>
-                        : score<BFloat16>)(p, N, hidden, head, stream);
+    (dtype == TTS_F32 ? score<float> : dtype == TTS_F16 ? score<Half> : score<BFloat16>)(p, N, hidden, head, stream);
   });
 }

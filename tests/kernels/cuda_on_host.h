@@ -1,6 +1,6 @@
-// CUDA's names on the CPU, for the kernels of csrc/cuda: each thread of a block is a fiber, and a barrier is where all of them have
-// arrived. Blocks run one after the other. It shows that a kernel computes what it should; of speed, of memory that the hardware
-// orders differently and of alignment it says nothing.
+// CUDA's names on the CPU, for the kernels of csrc/cuda: each thread of a block is a fiber, and a barrier is where all of them
+// have arrived. Blocks run one after the other. It shows that a kernel computes what it should; of speed, of memory that the
+// hardware orders differently and of alignment it says nothing.
 #pragma once
 
 #include <ucontext.h>

@@ -1,4 +1,4 @@
-"""The CUDA kernels without a GPU: their sources run on the CPU, a fiber for each thread; and they are compiled for GPUs and linked.
+"""The CUDA kernels without a GPU: their sources run on the CPU, a fiber for each thread; and they are compiled and linked.
 
 On a machine with a GPU the conformance test runs them there, too.
 """

@@ -26,15 +26,16 @@ def _finish_rows(acc, most, total, rows, mask, d, D: tl.constexpr, head, num_hea
 
 @triton.jit
 def _attend_kernel(
-    q_ptr, keys_ptr, values_ptr, out_ptr, lse_ptr, tokens_ptr, blocks_ptr, counts_ptr, task_indptr_ptr, piece_indptr_ptr, chunk_ptr,
-    arrivals_ptr, partials_ptr, scale, num_queries, num_heads, group, num_kv_heads, num_tiles, max_blocks,
+    q_ptr, keys_ptr, values_ptr, out_ptr, lse_ptr, tokens_ptr, blocks_ptr, counts_ptr, task_indptr_ptr, piece_indptr_ptr,
+    chunk_ptr, arrivals_ptr, partials_ptr, scale, num_queries, num_heads, group, num_kv_heads, num_tiles, max_blocks,
     q_token, q_head, keys_page, keys_head, keys_slot, values_page, values_head, values_slot,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    # Persistent: program p runs the tasks p, p + programs, ... A task is (KV head, tile of BLOCK_M rows (query, head of its group),
-    # chunk of the blocks of tokens that the tile sees); it reads 2*BLOCK_N*D*s bytes a block. Invariant of the loop over blocks:
-    # (most, total, acc) are the softmax state of the tokens so far, in base 2. A tile with one task is written directly; else the
-    # states are stored, and the task that arrives last merges all of them in order, so a run gives the same bits as the one before.
+    # Persistent: program p runs the tasks p, p + programs, ... A task is (KV head, tile of BLOCK_M rows (query, head of its
+    # group), chunk of the blocks of tokens that the tile sees); it reads 2*BLOCK_N*D*s bytes a block. Invariant of the loop over
+    # blocks: (most, total, acc) are the softmax state of the tokens so far, in base 2. A tile with one task is written directly;
+    # else the states are stored, and the task that arrives last merges all of them in order, so a run gives the same bits as the
+    # one before.
     d = tl.arange(0, BLOCK_D)
     m = tl.arange(0, BLOCK_M)
     chunk = tl.load(chunk_ptr)
@@ -135,10 +136,10 @@ def attend(q, keys, values, spans, item_indptr, items, scale, *, out, lse):
 def _tiling(num_rows: int, head_dim: int, itemsize: int) -> tuple[int, int, dict[str, int]]:
     """(rows of a tile, tokens of a block, launch options): what fits registers and shared memory of all targets.
 
-    float32 is multiplied without tensor cores, in code that grows with the tile: it has the smallest.
+    float32 is multiplied without tensor cores, in code that grows with the tile: it has the smallest, and so have wide heads.
     """
     block_d = triton.next_power_of_2(head_dim)
-    block_m = 16 if itemsize == 4 else min(64, max(16, triton.next_power_of_2(num_rows)))
+    block_m = 16 if itemsize == 4 or block_d > 128 else min(64, max(16, triton.next_power_of_2(num_rows)))
     is_large = block_m * block_d * itemsize > 8192
     block_n = 32 if itemsize == 4 or is_large or block_d > 128 else 64
     return block_m, block_n, {"num_warps": 8 if is_large else 4, "num_stages": 2}

@@ -105,7 +105,9 @@ def _share_softmax(order_ptr, weights_ptr, widths_ptr, count, total, BLOCK: tl.c
 
 
 @triton.jit
-def _share_draws(order_ptr, weights_ptr, widths_ptr, count, total, key, normalizer, IS_SYSTEMATIC: tl.constexpr, BLOCK: tl.constexpr):
+def _share_draws(
+    order_ptr, weights_ptr, widths_ptr, count, total, key, normalizer, IS_SYSTEMATIC: tl.constexpr, BLOCK: tl.constexpr
+):
     """Rank i gets the draws in [cumulative(i-1), cumulative(i)); the last one all that are left."""
     reached = tl.full([], 0.0, tl.float64)
     behind_before = total
@@ -141,9 +143,10 @@ def _prune_kernel(
     scores_ptr, indptr_ptr, total_ptr, keep_ptr, keys_ptr, order_ptr, weights_ptr, widths_ptr, parents_ptr, counts_ptr,
     num_rows, num_segments, temperature_bits, capacity, RULE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
-    # One program per segment of n rows, and one more for what lies behind the last: it reads the first score of every segment before
-    # it, and its own n scores n/BLOCK times, and writes n widths and its part of the fork plan: where that begins follows from the
-    # scores alone, so no program waits for another. Invariant: only rows with a finite score have a rank; all arithmetic is float64.
+    # One program per segment of n rows, and one more for what lies behind the last: it reads the first score of every segment
+    # before it, and its own n scores n/BLOCK times, and writes n widths and its part of the fork plan: where that begins follows
+    # from the scores alone, so no program waits for another. Invariant: only rows with a finite score have a rank; all arithmetic
+    # is float64.
     r = tl.program_id(0)
     child = _children_before(scores_ptr, indptr_ptr, total_ptr, r, BLOCK)
     begin = tl.load(indptr_ptr + r)

@@ -19,12 +19,10 @@ _STATE_MASK = tl.constexpr((1 << 24) - 1)
 
 
 @triton.jit
-def _sums_kernel(
-    logits_ptr, row_ptr, temperature_ptr, sums_ptr, V, num_blocks, BLOCK_V: tl.constexpr
-):
-    # Program (i, p) takes the blocks p, p + programs, ... of draw i's row: it reads 4*BLOCK_V bytes of each and writes its largest
-    # logit, the sums of e^(logit - largest), plain and tempered, and of the logits: 16 bytes. Invariant: nothing overflows, because
-    # each block has its own maximum; NaN and +inf make the plain sum NaN.
+def _sums_kernel(logits_ptr, row_ptr, temperature_ptr, sums_ptr, V, num_blocks, BLOCK_V: tl.constexpr):
+    # Program (i, p) takes the blocks p, p + programs, ... of draw i's row: it reads 4*BLOCK_V bytes of each and writes its
+    # largest logit, the sums of e^(logit - largest), plain and tempered, and of the logits: 16 bytes. Invariant: nothing
+    # overflows, because each block has its own maximum; NaN and +inf make the plain sum NaN.
     i = tl.program_id(0)
     temperature = tl.load(temperature_ptr + i)
     factor = _LOG2E / tl.where(temperature > 0, temperature, 1.0)
@@ -161,9 +159,10 @@ def _draw_kernel(
     token_ptr, logprob_ptr, next_ptr, confidence_ptr, certainty_ptr, all_sums_ptr, list_ptr, num_draws, V, num_blocks,
     HAS_STATISTICS: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_NB: tl.constexpr,
 ):  # fmt: skip
-    # Persistent: program p makes the draws p, p + programs, ... A plain draw reads 16 bytes a block and the 4*BLOCK_V of the block
-    # that it hits; a filter lists its candidates first, halves the range of the last one it keeps, and sums what is kept: two to four
-    # passes over the row. Invariant: `ends` are the kept weights of the blocks, in float64; a draw depends on its own row alone.
+    # Persistent: program p makes the draws p, p + programs, ... A plain draw reads 16 bytes a block and the 4*BLOCK_V of the
+    # block that it hits; a filter lists its candidates first, halves the range of the last one it keeps, and sums what is kept:
+    # two to four passes over the row. Invariant: `ends` are the kept weights of the blocks, in float64; a draw depends on its own
+    # row alone.
     list_ptr += tl.program_id(0).to(tl.int64) * V
     block = tl.arange(0, BLOCK_NB)
     for i in range(tl.program_id(0), num_draws, tl.num_programs(0)):
@@ -236,7 +235,8 @@ def _draw_kernel(
                         kept = tl.sum(_kept_weights(x, v, cut, last_tie, min_p, peak, factor), 0)
                         ends = tl.where(block == b, kept, ends)
             target = uniform(tl.load(key_ptr + i), tl.load(position_ptr + i)) * tl.sum(ends, 0)
-            # The first block with which the sum exceeds the target; where rounding leaves the sum short of it, the last with a weight.
+            # The first block with which the sum exceeds the target; where rounding leaves the sum short of it, the last with a
+            # weight.
             reached = tl.cumsum(ends, 0)
             hit = tl.min(tl.where((reached > target) & (ends > 0), block, BLOCK_NB), 0)
             hit = tl.minimum(hit, tl.max(tl.where(ends > 0, block, 0), 0))

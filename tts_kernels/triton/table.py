@@ -35,9 +35,9 @@ def _tokens_kernel(
     spans_ptr, item_indptr_ptr, items_ptr, tokens_ptr, num_blocks_ptr, arrivals_ptr, num_items, num_arrivals,
     BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_S: tl.constexpr, SUM_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    # One program per work item, and one more for what lies behind the last: it reads the item's spans, and the counts of all before
-    # them, and writes 16 bytes a token: (page, slot in it, first query, last query + 1 that see the token). Invariant: token t of
-    # all items stands at place t, so every program finds its own place without hearing from another.
+    # One program per work item, and one more for what lies behind the last: it reads the item's spans, and the counts of all
+    # before them, and writes 16 bytes a token: (page, slot in it, first query, last query + 1 that see the token). Invariant:
+    # token t of all items stands at place t, so every program finds its own place without hearing from another.
     w = tl.program_id(0)
     if w == num_items:
         total = _count_tokens(spans_ptr, 0, tl.load(item_indptr_ptr + num_items), SUM_BLOCK)
@@ -105,8 +105,9 @@ def _tasks_kernel(
     counts_ptr, task_indptr_ptr, piece_indptr_ptr, chunk_ptr, num_tiles, target, MIN_CHUNK: tl.constexpr, BLOCK_T: tl.constexpr
 ):
     # One program: it reads the number of blocks of every tile and writes how they are cut: tile i's tasks are
-    # task_indptr[i]:task_indptr[i+1], of `chunk` blocks each, and its partial results begin at piece_indptr[i] if it has more than
-    # one. Invariant: at most 2 * target partial results, because a tile that is cut has more than `chunk` >= total / target blocks.
+    # task_indptr[i]:task_indptr[i+1], of `chunk` blocks each, and its partial results begin at piece_indptr[i] if it has more
+    # than one. Invariant: at most 2 * target partial results, because a tile that is cut has more than `chunk` >= total / target
+    # blocks.
     total = tl.zeros([BLOCK_T], tl.int32)
     for first in range(0, num_tiles, BLOCK_T):
         i = first + tl.arange(0, BLOCK_T)
