@@ -1,14 +1,7 @@
 """One thread unless a test asks for more: shapes are tiny, and results do not depend on it (test_invariance)."""
 
-import importlib.util
-
 import pytest
 import torch
-
-if importlib.util.find_spec("triton"):
-    import interpreted
-
-    interpreted.prepare()
 
 
 @pytest.fixture(autouse=True)
