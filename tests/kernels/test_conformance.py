@@ -3,6 +3,7 @@
 Interpreted kernels take each case and dtype in one layout, all four in turn.
 """
 
+import os
 from itertools import product
 
 import pytest
@@ -18,6 +19,8 @@ DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 def walk():
     for device, family in product(DEVICES, FAMILIES.values()):
         for backend, registered in tts_kernels.OPS[family.name].backends.items():
+            if device == "cuda" and backend == "reference":
+                continue  # it is held to the definition on the CPU
             calls = [x for x in product(family.cases, family.dtypes) if registered.why_not(device, x[1]) is None]
             for i, (case, dtype) in enumerate(calls):
                 is_interpreted = backend == "triton" and device == "cpu"
@@ -42,6 +45,6 @@ TRITON_OPS = {"append", "attend", "copy_tails", "fork", "prune", "sample", "scor
 @pytest.mark.parametrize("name", sorted(TRITON_OPS))
 def test_triton_kernels_are_among_those_walked(name):
     missing = tts_kernels.OPS[name].missing.get("triton", "")
-    if "not installed" in missing:
+    if "not installed" in missing or os.environ.get("TRITON_INTERPRET") == "0":
         pytest.skip(missing)
     assert "triton" in tts_kernels.OPS[name].backends, missing

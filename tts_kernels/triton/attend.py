@@ -148,11 +148,13 @@ def _tiling(num_rows: int, head_dim: int, itemsize: int) -> tuple[int, int, dict
 def _table(spans: torch.Tensor, item_indptr: torch.Tensor, items: torch.Tensor, shape: tuple[int, ...]) -> Table:
     """The table of a plan, made when the first layer asks and kept on the plan's own tensor until one of its tensors changes.
 
-    While a graph is captured the table is made again, so that a replay reads the plan that is then in those tensors.
+    It has the room for partial results, too: one stream at a time uses a plan. While a graph is captured the table is made again,
+    so that a replay reads the plan that is then in those tensors. Inference tensors do not count their changes: they are the
+    caller's not to rewrite.
     """
     plan = (spans, item_indptr, items)
     capture = torch.cuda.is_current_stream_capturing() if spans.is_cuda else False
-    key = (capture, shape, *((x.data_ptr(), x.shape, x._version) for x in plan))
+    key = (capture, shape, *((x.data_ptr(), x.shape, 0 if x.is_inference() else x._version) for x in plan))
     held = getattr(items, "_tts_attend_table", None)
     if held is None or held[0] != key:
         held = items._tts_attend_table = (key, make_table(*plan, *shape))

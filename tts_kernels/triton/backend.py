@@ -4,7 +4,12 @@ Under Triton's interpreter (`TRITON_INTERPRET=1` before the first import) they r
 `ImportError` where there is neither a GPU nor the interpreter, with the reason.
 """
 
+import os
+
 import torch
+
+if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET", "0") in ("", "0"):
+    raise ImportError("torch sees no GPU")  # before Triton is loaded, which takes half a second
 
 try:
     from tts_kernels.triton import append, attend, fork, prune, sample, score
@@ -16,10 +21,8 @@ from tts_kernels.op import register_backend
 if is_interpreted():
     # The interpreter keeps bfloat16 as its 16 bits and computes with those.
     PLACE: dict[str, tuple] = {"devices": ("cpu",), "dtypes": (torch.float32, torch.float16)}
-elif torch.cuda.is_available():
-    PLACE = {"devices": ("cuda",)}
 else:
-    raise ImportError("torch sees no GPU")
+    PLACE = {"devices": ("cuda",)}
 
 for _name, _kernel in {
     "append": append.append,

@@ -101,6 +101,7 @@ def _kth_largest(most, count, BLOCK_NB: tl.constexpr):
 @triton.jit
 def _list_from(logits_ptr, sums_ptr, list_ptr, V, num_blocks, least, BLOCK_V: tl.constexpr):
     """Write the logits >= least to the list, and give how many there are."""
+    tl.debug_barrier()  # all have read the list before
     found = 0
     for b in range(num_blocks):
         if tl.load(sums_ptr + b * 4) >= least:
@@ -207,7 +208,6 @@ def _draw_kernel(
                     bound = tl.minimum(0.99 * (1 - top_p) * tl.sum(ends, 0) / V, 0.5).to(tl.float32)
                     least = peak + tl.log2(bound) / factor
                     least -= 1e-6 * tl.abs(least)
-                tl.debug_barrier()  # all have read the list of the draw before
                 size = _list_from(logits, sums, list_ptr, V, num_blocks, least, BLOCK_V)
                 low = _ordered(least)
                 mass = tl.sum(ends, 0)
