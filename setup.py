@@ -21,8 +21,13 @@ IS_MAC = sys.platform == "darwin"
 PACKAGE = "tts_kernels"
 LIBRARY = f"lib{PACKAGE}"
 FLAGS = ["-O3", "-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-psabi"]
-CUDA_FLAGS = ["-O3", "-std=c++17", "--compiler-options=-fPIC", "--cudart=static", "-Icsrc"]
-CUDA_ARCHITECTURES = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90a,code=sm_90a"]
+CUDA_FLAGS = ["-O3", "-std=c++17", "--compiler-options=-fPIC", "--cudart=static", "--threads=0", "-Icsrc"]
+# Code for Ampere and Hopper, and PTX that the driver compiles for what is newer.
+CUDA_ARCHITECTURES = ["compute_80,code=sm_80", "compute_90a,code=sm_90a", "compute_90,code=compute_90"]
+
+
+CUDA_SOURCES = sorted(glob.glob("csrc/cuda/*.cu"))
+NVCC = shutil.which("nvcc")
 
 
 class BuildWithHeader(build_py):
@@ -49,16 +54,16 @@ class BuildNative(build_ext):
             self._build_library(ext)
         else:
             ext.library_dirs.append(os.path.join(self.build_lib, PACKAGE))
+            if CUDA_SOURCES and NVCC:
+                ext.define_macros.append(("TTS_CUDA", "1"))
             super().build_extension(ext)
 
     def _build_library(self, ext):
         if self._has_openmp():
             ext.extra_compile_args.append("-fopenmp")
             ext.extra_link_args.append("-fopenmp")
-        cuda_sources = sorted(glob.glob("csrc/cuda/*.cu"))
-        nvcc = shutil.which("nvcc")
-        if cuda_sources and nvcc:
-            self._add_cuda(ext, nvcc, cuda_sources)
+        if CUDA_SOURCES and NVCC:
+            self._add_cuda(ext)
         link_bundle = self.compiler.linker_so_cxx
         # A Mac's Python loads bundles, and nothing can be linked to a bundle.
         self.compiler.linker_so_cxx = ["-dynamiclib" if flag == "-bundle" else flag for flag in link_bundle]
@@ -78,14 +83,14 @@ class BuildNative(build_ext):
                 return False
         return True
 
-    def _add_cuda(self, ext, nvcc: str, sources: list[str]) -> None:
+    def _add_cuda(self, ext) -> None:
         os.makedirs(self.build_temp, exist_ok=True)
-        for source in sources:
+        codes = [f"-gencode=arch={code}" for code in CUDA_ARCHITECTURES]
+        for source in CUDA_SOURCES:
             target = os.path.join(self.build_temp, os.path.basename(source) + ".o")
-            subprocess.check_call([nvcc, *CUDA_FLAGS, *CUDA_ARCHITECTURES, "-c", source, "-o", target])
+            subprocess.check_call([NVCC, *CUDA_FLAGS, *codes, "-c", source, "-o", target])
             ext.extra_objects.append(target)
-        ext.define_macros.append(("TTS_CUDA", "1"))
-        says = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True, check=True).stderr
+        says = subprocess.run([NVCC, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True, check=True).stderr
         ext.library_dirs += re.findall(r'"-L([^"]+)"', says)
         ext.libraries += ["cudart_static", "rt", "dl", "pthread"]
 

@@ -93,6 +93,19 @@ def search(
 
 
 @app.command()
+def aot(
+    out: Annotated[Path, typer.Option(help="JSON file: a list with a row for each compiled kernel.")],
+    quick: Annotated[bool, typer.Option("--quick", help="A few configurations for two of the targets, a minute in all.")] = False,
+) -> None:
+    """Compile the Triton kernels for sm_80, sm_90, sm_100, gfx942, without a GPU. Exit code 1 if one spills or does not fit."""
+    from benchmarks import aot
+
+    rows = aot.run(out, quick)
+    print(aot.summary(rows))
+    raise typer.Exit(0 if rows and all(row.fits for row in rows) else 1)
+
+
+@app.command()
 def show(
     results: Annotated[Path, typer.Argument(help="JSONL file that `kernels` or `search` wrote.")],
     plot: Annotated[Path | None, typer.Option(help="PNG of achieved / floor.")] = None,

@@ -60,4 +60,9 @@ PYBIND11_MODULE(_native, module) {
   define(module, "copy_tails", tts_copy_tails);
   define(module, "sample", tts_sample);
   define(module, "ceiling", tts_ceiling);
+#ifdef TTS_CUDA
+  define(module, "cuda_prune", tts_cuda_prune);
+  define(module, "cuda_score", tts_cuda_score);
+  define(module, "cuda_copy_tails", tts_cuda_copy_tails);
+#endif
 }

@@ -171,6 +171,24 @@ TTS_API int tts_sample(int64_t R, int64_t V, int64_t N, int64_t A, const float* 
  * Takes memory of its own: at least 512 MB for the two of DRAM. */
 TTS_API int tts_ceiling(int which, double seconds, double* out);
 
+/* The same on an NVIDIA GPU, in a library that was built where nvcc is; else these do not exist. Pointers are the device's but
+ * for `caches`, whose list of addresses is the host's; `stream` is a cudaStream_t. A call returns when its one launch is under
+ * way, so values on the device are not checked: ranges of indices are the caller's to keep. */
+
+/* workspace: 24*N bytes, for segments of more than 1,024 rows. Children beyond `capacity` are left out of `parents`. */
+TTS_API int tts_cuda_prune(int64_t N, int64_t R, const float* scores, const int32_t* indptr, const int32_t* total,
+                           const int32_t* keep, const int64_t* keys, int rule, double temperature, int64_t capacity,
+                           void* workspace, int32_t* widths, int32_t* parents, int32_t* counts, void* stream);
+
+TTS_API int tts_cuda_score(int dtype, int64_t N, int64_t E, int64_t C, const void* hidden, int64_t hidden_stride,
+                           const void* head, const float* bias, const float* before, int64_t label, int activation, float* out,
+                           float* running, void* stream);
+
+/* One launch for up to 448 caches. */
+TTS_API int tts_cuda_copy_tails(int dtype, int64_t N, int64_t C, int64_t G, int64_t D, int64_t P, int64_t S,
+                                const int32_t* sources, const int32_t* destinations, const int32_t* counts, void* const* caches,
+                                int64_t caches_page, int64_t caches_head, int64_t caches_slot, void* stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,5 +1,6 @@
 """Settings for every test: quick, deterministic, offline."""
 
+import importlib.util
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -8,6 +9,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import hypothesis
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # without a GPU the Triton kernels run interpreted, on CPU tensors
+    if importlib.util.find_spec("triton"):
+        import interpreted
+
+        interpreted.prepare()
 
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=50, derandomize=True)
 hypothesis.settings.load_profile("quick")

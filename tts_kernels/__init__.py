@@ -13,8 +13,15 @@ from tts_kernels.score import score
 from tts_kernels.silu_and_mul import silu_and_mul
 from tts_kernels.torch_ops import register_torch_ops
 
+# Each import registers its backends; where two can take a call, the one imported last is preferred.
 try:
-    import tts_kernels.native  # noqa: F401  (registers its backends)
+    import tts_kernels.triton.backend  # noqa: F401
+except ImportError as error:
+    for _op in OPS.values():
+        _op.missing["triton"] = str(error)
+
+try:
+    import tts_kernels.native  # noqa: F401
 except ImportError as error:
     for _op in OPS.values():
         _op.missing["native"] = f"the C++ module could not be imported: {error}"

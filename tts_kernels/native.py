@@ -1,4 +1,5 @@
-"""The backend `native`: the torch-free C++ module on CPU tensors. The only importer of `tts_kernels._native`.
+"""The backend `native`: the torch-free C++ module on CPU tensors. The only importer of `tts_kernels._native`; the module's CUDA
+kernels, where it has some, go on to `tts_kernels.cuda`.
 
 Each function passes sizes, strides and addresses as kernels.h names them. Inputs that are not row-major are copied first; tensors
 that are written in place must be row-major, because a copy would lose what the kernel writes.
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 import tts_kernels._native as _native
+from tts_kernels import cuda
 from tts_kernels.append import append
 from tts_kernels.attend import attend, plan, plan_pages
 from tts_kernels.fork import copy_tails, fork
@@ -181,3 +183,7 @@ def ceilings(seconds: float = 0.5, names: Sequence[str] = CEILINGS) -> dict[str,
 
 for _op in (pack, linear, rms_norm, silu_and_mul, append, attend, plan, plan_pages, score, prune, fork, copy_tails, sample):
     register_backend(_op, "native", globals()[f"_{_op.name}"], devices=("cpu",), checks_values=True)
+
+_cuda_launchers = {name: value for name, value in vars(_native).items() if name.startswith("cuda_")}
+if _cuda_launchers:
+    cuda.register(_cuda_launchers)

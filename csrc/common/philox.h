@@ -3,10 +3,16 @@
 
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define TTS_ON_GPU_TOO __host__ __device__
+#else
+#define TTS_ON_GPU_TOO
+#endif
+
 namespace tts {
 
 // Uniform in (0, 1), 24 bits: word 0 under `key` at `counter`.
-inline double uniform(int64_t key, int64_t counter) {
+TTS_ON_GPU_TOO inline double uniform(int64_t key, int64_t counter) {
   constexpr uint64_t kMultiplier0 = 0xD2511F53, kMultiplier1 = 0xCD9E8D57;
   constexpr uint32_t kWeyl0 = 0x9E3779B9, kWeyl1 = 0xBB67AE85;
   uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(static_cast<uint64_t>(key) >> 32);

@@ -16,7 +16,7 @@ Placed = tuple[torch.Tensor, torch.Tensor]
 
 def in_the_middle(tensor: torch.Tensor) -> Placed:
     """A misaligned row-major copy of `tensor` between canaries."""
-    buffer = torch.full((tensor.numel() + 2 * MARGIN,), CANARY, dtype=tensor.dtype)
+    buffer = torch.full((tensor.numel() + 2 * MARGIN,), CANARY, dtype=tensor.dtype, device=tensor.device)
     middle = buffer[MARGIN : MARGIN + tensor.numel()].view(tensor.shape)
     middle.copy_(tensor)
     return middle, buffer
@@ -24,7 +24,7 @@ def in_the_middle(tensor: torch.Tensor) -> Placed:
 
 def with_gaps(tensor: torch.Tensor) -> Placed:
     """A copy with canaries behind each row."""
-    buffer = torch.full((*tensor.shape[:-1], tensor.shape[-1] + 3), CANARY, dtype=tensor.dtype)
+    buffer = torch.full((*tensor.shape[:-1], tensor.shape[-1] + 3), CANARY, dtype=tensor.dtype, device=tensor.device)
     rows = buffer[..., :-3]
     rows.copy_(tensor)
     return rows, buffer
@@ -39,7 +39,7 @@ def slots_before_heads(pages: torch.Tensor) -> Placed:
 def scattered(tensor: torch.Tensor) -> torch.Tensor:
     """The same values, every second element of a larger tensor in reversed order of dims."""
     reversed_dims = tuple(range(tensor.ndim))[::-1]
-    wide = torch.full((*tensor.shape[::-1], 2), CANARY, dtype=tensor.dtype)
+    wide = torch.full((*tensor.shape[::-1], 2), CANARY, dtype=tensor.dtype, device=tensor.device)
     wide[..., 0] = tensor.permute(reversed_dims)
     return wide[..., 0].permute(reversed_dims)
 
@@ -83,9 +83,9 @@ def is_only_written_inside(placed: Placed) -> bool:
     return bool((outside == CANARY).all())
 
 
-def run(op: Op, values, backend: str, layout: str) -> dict[str, torch.Tensor]:
-    """What a call gives: its outputs and the inputs that it wrote, lists as one tensor."""
-    inputs, written = lay_out(op, values, layout)
+def run(op: Op, values, backend: str, layout: str, device: str = "cpu") -> dict[str, torch.Tensor]:
+    """What a call on `device` gives: its outputs and the inputs that it wrote, lists as one tensor, all on the CPU."""
+    inputs, written = lay_out(op, [each(lambda x: x.to(device), value) for value in values], layout)
     before, outputs = copies(inputs), poisoned_outputs(op, inputs, backend)
     op(*inputs, out=[x for x, _ in outputs], backend=backend)
     for arg, value, kept in zip(op.inputs, inputs, before):
@@ -95,7 +95,8 @@ def run(op: Op, values, backend: str, layout: str) -> dict[str, torch.Tensor]:
         assert is_only_written_inside(placed), "written outside an output"
     results = {arg.name: x for arg, x in zip(op.inputs, inputs) if arg.is_mutated}
     results = {name: torch.stack(x) if isinstance(x, list) else x for name, x in results.items()}
-    return results | {arg.name: x for arg, (x, _) in zip(op.outputs, outputs)}
+    results |= {arg.name: x for arg, (x, _) in zip(op.outputs, outputs)}
+    return {name: x.cpu() for name, x in results.items()}
 
 
 def compare(results: dict[str, torch.Tensor], case: Case) -> None:

@@ -73,6 +73,7 @@ class Policy:
         self.rows = Rows(max_rows)
         self.token_bytes = model.token_bytes()
         self.stops = StopTable(self.token_bytes, model.eos_ids)
+        self._stop_table = torch.empty(0, len(self.token_bytes), dtype=torch.int32, device=model.device)
         self.seconds, self.num_passes, self.num_preemptions = 0.0, 0, 0
         self._groups: list[Group] = []  # by age
         self._jobs: list[Job] = []  # by age
@@ -446,11 +447,12 @@ class Policy:
             *(getattr(rows, name)[slots] for name in ("key", "position", "temperature", "top_k", "top_p", "min_p", "state")),
         )
         wanted = bool(rows.has_statistics[slots].any())
-        table = torch.from_numpy(self.stops.table).to(device)
+        if len(self._stop_table) != len(self.stops.table):  # it only grows
+            self._stop_table = torch.from_numpy(self.stops.table).to(device)
         drawn = tts_kernels.sample(
             self.model.logits(states),
             *(torch.from_numpy(c).to(device) for c in columns),
-            table,
+            self._stop_table,
             int(wanted),
             backend=self.model.backend,
         )
