@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from tts.engine.model import Linear, Model
+from tts.engine.model import Model
+from tts.engine.parts import Linear
 from tts.engine.weights import Weights
 
 
@@ -28,7 +29,7 @@ class Head:
         first: Any = self.first
         if first is not None:
             first = first.to(model.device, model.dtype)
-            first = Linear(first, model.backend) if model.device.type == "cpu" else first
+            first = Linear(first.weight, first.bias, model.backend) if model.device.type == "cpu" else first
         bias = None if self.bias is None else self.bias.to(model.device, torch.float32)
         return Head(self.weight.to(model.device, model.dtype).contiguous(), bias, first)
 
