@@ -230,7 +230,7 @@ class Model:
             tokens, torch.arange(len(tokens), device=self.device), slots, kv.plan(leaf, [0, len(tokens)]), kv, self.backend
         )
         hidden = self.forward(ragged)
-        head = self.inner.get_output_embeddings() or nn.Identity()
+        head = self.inner.get_output_embeddings() or torch.nn.Identity()
         with torch.inference_mode():
             error = (head(hidden).float() - expected).abs().max() / expected.abs().max().clamp_min(1e-6)
         allowed = 1e-3 if self.dtype is torch.float32 else 0.1
