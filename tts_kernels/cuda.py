@@ -11,7 +11,7 @@ import torch
 from tts_kernels.op import register_backend
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-RULES = {"top": 0, "softmax": 1, "systematic": 2, "multinomial": 3}
+RULES = {"top": 0, "softmax": 1, "systematic": 2, "multinomial": 3, "proportional": 4}
 ACTIVATIONS = {"softmax": 0, "sigmoid": 1}
 
 Launchers = Mapping[str, Callable[..., None]]

@@ -117,6 +117,22 @@ __device__ void share_softmax(const Prune& p, const uint64_t* keys, int32_t coun
   }
 }
 
+// DORA: rank i gets its share of the total rounded to the nearest, as far as it reaches; the best get what is left, one each.
+__device__ void share_proportional(const Prune& p, const uint64_t* keys, int32_t count, int32_t total, const double* weights,
+                                   double* shared) {
+  double all = 0.0;
+  for (int32_t i = threadIdx.x; i < count; i += kThreads) all += weights[i];
+  all = sum_block(all, shared);
+  if (threadIdx.x != 0) return;
+  int32_t left = total;
+  for (int32_t i = 0; i < count; ++i) {
+    const int32_t width = least(left, static_cast<int32_t>(total * weights[i] / all + 0.5));
+    p.widths[row_of(keys[i])] = width;
+    left -= width;
+  }
+  for (int32_t i = 0; i < left; ++i) ++p.widths[row_of(keys[i])];
+}
+
 // A draw's rank is the first whose cumulative weight exceeds it; counts are integers, so their order does not matter.
 __device__ void share_draws(const Prune& p, const uint64_t* keys, int32_t count, int32_t total, int64_t key, bool is_systematic,
                             double* weights, double* shared) {
@@ -177,6 +193,8 @@ __global__ void __launch_bounds__(kThreads) prune_kernel(Prune p) {
     weigh(p, keys, count, weights);
     if (RULE == TTS_SOFTMAX)
       share_softmax(p, keys, count, total, weights, shared_sums);
+    else if (RULE == TTS_PROPORTIONAL)
+      share_proportional(p, keys, count, total, weights, shared_sums);
     else
       share_draws(p, keys, count, total, p.keys[r], RULE == TTS_SYSTEMATIC, weights, shared_sums);
   }
@@ -192,12 +210,12 @@ int tts_cuda_prune(int64_t N, int64_t R, const float* scores, const int32_t* ind
                    int32_t* parents, int32_t* counts, void* stream) {
   using namespace tts;
   return guarded([&] {
-    check_range("prune: rule", rule, TTS_TOP, TTS_MULTINOMIAL + 1);
+    check_range("prune: rule", rule, TTS_TOP, TTS_PROPORTIONAL + 1);
     check_range("prune: N", N, 0, INT32_MAX);
     check_range("prune: R", R, 0, INT32_MAX);
     check_sizes("prune: parents", {capacity});
     check(rule == TTS_TOP || temperature > 0, "prune: temperature must be > 0, got " + std::to_string(temperature));
-    check(R == 0 || rule == TTS_TOP || rule == TTS_SOFTMAX || keys != nullptr,
+    check(R == 0 || (rule != TTS_SYSTEMATIC && rule != TTS_MULTINOMIAL) || keys != nullptr,
           "prune: rules systematic and multinomial draw and need keys");
     auto* ranked = static_cast<uint64_t*>(workspace);
     const Prune p{N,
@@ -214,10 +232,11 @@ int tts_cuda_prune(int64_t N, int64_t R, const float* scores, const int32_t* ind
                   widths,
                   parents,
                   counts};
-    auto* const kernel = rule == TTS_TOP          ? prune_kernel<TTS_TOP>
-                         : rule == TTS_SOFTMAX    ? prune_kernel<TTS_SOFTMAX>
-                         : rule == TTS_SYSTEMATIC ? prune_kernel<TTS_SYSTEMATIC>
-                                                  : prune_kernel<TTS_MULTINOMIAL>;
+    auto* const kernel = rule == TTS_TOP           ? prune_kernel<TTS_TOP>
+                         : rule == TTS_SOFTMAX     ? prune_kernel<TTS_SOFTMAX>
+                         : rule == TTS_SYSTEMATIC  ? prune_kernel<TTS_SYSTEMATIC>
+                         : rule == TTS_MULTINOMIAL ? prune_kernel<TTS_MULTINOMIAL>
+                                                   : prune_kernel<TTS_PROPORTIONAL>;
     launch(kernel, dim3(static_cast<unsigned>(R + 1)), stream, p);
   });
 }

@@ -75,7 +75,7 @@ def test_random_calls_of_cuda_kernels_give_what_the_definition_says(ops, name):
     walk()
 
 
-@pytest.mark.parametrize("rule", ["top", "softmax", "systematic", "multinomial"])
+@pytest.mark.parametrize("rule", ["top", "softmax", "systematic", "multinomial", "proportional"])
 def test_a_segment_beyond_shared_memory_is_pruned_as_the_reference_does(ops, rule):
     scores = torch.randn(1500, generator=torch.Generator().manual_seed(7)).round(decimals=1)
     i32 = lambda *x: torch.tensor(x, dtype=torch.int32)  # noqa: E731

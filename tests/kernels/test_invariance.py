@@ -149,7 +149,7 @@ def test_score_has_the_same_bits_alone_and_for_any_thread_count():
     assert same_bits(alone, (whole.out[13:14], whole.running[13:14]))
 
 
-@pytest.mark.parametrize("rule", ["top", "softmax", "systematic", "multinomial"])
+@pytest.mark.parametrize("rule", ["top", "softmax", "systematic", "multinomial", "proportional"])
 def test_prune_gives_the_same_for_any_thread_count(rule):
     scores, keys = normal((64 * 100,), torch.float32), torch.arange(100)
     indptr, total, keep = i32(list(range(0, 6401, 64))), i32([64] * 100), i32([16] * 100)

@@ -19,7 +19,7 @@ def on_device(inputs):
     return [x.to(DEVICE) if isinstance(x, torch.Tensor) else x for x in inputs]
 
 
-@pytest.mark.parametrize("rule", ["top", "softmax", "systematic", "multinomial"])
+@pytest.mark.parametrize("rule", ["top", "softmax", "systematic", "multinomial", "proportional"])
 def test_prune_of_segments_of_many_blocks_is_the_reference_s(rule):
     generator = torch.Generator().manual_seed(3)
     scores = torch.randn(160, generator=generator).round(decimals=1)

@@ -9,7 +9,7 @@ import triton.language as tl
 from tts_kernels.triton.device import dense
 from tts_kernels.triton.philox import uniform
 
-RULES = {"top": 0, "softmax": 1, "systematic": 2, "multinomial": 3}
+RULES = {"top": 0, "softmax": 1, "systematic": 2, "multinomial": 3, "proportional": 4}
 BLOCK = 128
 BLOCK_J = 32
 
@@ -105,6 +105,19 @@ def _share_softmax(order_ptr, weights_ptr, widths_ptr, count, total, BLOCK: tl.c
 
 
 @triton.jit
+def _share_proportional(order_ptr, weights_ptr, widths_ptr, count, total, normalizer):
+    """DORA: rank i gets its share of the total rounded to the nearest, as far as it reaches; the best get what is left."""
+    left = total
+    for k in range(count):
+        left -= tl.minimum(left, (total.to(tl.float64) * tl.load(weights_ptr + k) / normalizer + 0.5).to(tl.int32))
+    rest = total
+    for k in range(count):
+        width = tl.minimum(rest, (total.to(tl.float64) * tl.load(weights_ptr + k) / normalizer + 0.5).to(tl.int32))
+        tl.store(widths_ptr + tl.load(order_ptr + k), width + (k < left).to(tl.int32))
+        rest -= width
+
+
+@triton.jit
 def _share_draws(
     order_ptr, weights_ptr, widths_ptr, count, total, key, normalizer, IS_SYSTEMATIC: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -175,6 +188,8 @@ def _prune_kernel(
                 tl.debug_barrier()
                 if RULE == 1:
                     _share_softmax(order_ptr, weights_ptr, widths_ptr, count, total, BLOCK)
+                elif RULE == 4:
+                    _share_proportional(order_ptr, weights_ptr, widths_ptr, count, total, normalizer)
                 else:
                     key = tl.load(keys_ptr + r)
                     _share_draws(order_ptr, weights_ptr, widths_ptr, count, total, key, normalizer, RULE == 2, BLOCK)
