@@ -32,9 +32,9 @@ extern "C" {
 
 enum { TTS_OK = 0, TTS_INVALID_ARGUMENT = 1, TTS_OUT_OF_MEMORY = 2, TTS_INTERNAL_ERROR = 3 };
 
-enum { TTS_F32 = 0, TTS_F16 = 1, TTS_BF16 = 2 };                                /* dtype */
+enum { TTS_F32 = 0, TTS_F16 = 1, TTS_BF16 = 2 };                                                      /* dtype */
 enum { TTS_TOP = 0, TTS_SOFTMAX = 1, TTS_SYSTEMATIC = 2, TTS_MULTINOMIAL = 3, TTS_PROPORTIONAL = 4 }; /* rule of tts_prune */
-enum { TTS_ACTIVATION_SOFTMAX = 0, TTS_ACTIVATION_SIGMOID = 1 };                /* activation of tts_score */
+enum { TTS_ACTIVATION_SOFTMAX = 0, TTS_ACTIVATION_SIGMOID = 1 }; /* activation of tts_score */
 enum {
   TTS_DRAM_READ = 0,
   TTS_DRAM_COPY = 1,

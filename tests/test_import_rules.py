@@ -157,7 +157,7 @@ def test_importing_tts_loads_neither_torch_nor_transformers():
 
 def test_importing_the_strategies_loads_no_tensor_library():
     heavy = "torch", "transformers", "numpy", "tts_kernels", "tts.engine", "tts.search"
-    assert loaded("import tts.strategies, tts.moves", *heavy) == []
+    assert loaded("import tts.strategies, tts.moves, tts.record", *heavy) == []
 
 
 def test_importing_the_kernels_loads_torch_but_not_transformers():

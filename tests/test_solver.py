@@ -9,8 +9,10 @@ from tiny_models import make_folder, make_reward_folder
 import tts
 from tts import selection
 from tts.solver import Solver
+from tts.strategies import STRATEGIES
 from tts.tasks.base import Problem
 from tts.tasks.chain import EXAMPLE, natural
+from tts.tasks.math import Math
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +71,41 @@ def test_models_load_from_folders_with_their_chat_template(folders):
     result = solver.solve("What is 1 + 1?", "beam", n=4, max_tokens=40, max_steps=3)
     assert len(result.candidates) == 4
     assert all(0 <= score <= 1 for c in result.candidates for score in c.scores)
+
+
+REVISING = ["ab_mcts", "budget_forcing", "debate", "hybrid", "self_correction", "sequential_revision"]
+
+
+@pytest.mark.parametrize("strategy", REVISING)
+def test_strategies_that_show_earlier_answers_run_on_the_math_task(folders, strategy):
+    solver = Solver(*folders, kv_bytes=1 << 24)
+    result = solver.solve("What is 1 + 1?", strategy, n=3, max_tokens=12)
+    assert 1 <= len(result.candidates) <= 3
+    assert solver.policy.kv.num_used_pages == 0 and result.meter.policy_tokens > 0
+    scored = [math.isfinite(c.score) for c in result.candidates]
+    assert all(scored) if STRATEGIES[strategy].score else not any(scored)
+
+
+def test_revisions_are_chosen_chain_by_chain(folders):
+    class Last(Math):
+        def extract(self, text):
+            return str(len(text) % 3)
+
+    solver = Solver(*folders, Last(), kv_bytes=1 << 24)
+    for seed in range(4):
+        result = solver.solve("What is 1 + 1?", "sequential_revision", n=6, chains=2, max_tokens=8, seed=seed)
+        answers, scores = [c.answer for c in result.candidates], [c.score for c in result.candidates]
+        assert result.winner == selection.hierarchical(answers, scores, [0] * 3 + [1] * 3)
+
+
+def test_confident_answers_vote_by_their_confidence_and_unscored_ones_by_majority(solver):
+    result = solver.solve(EXAMPLE, "deepconf_offline", n=8, keep=60.0, temperature=2.0)
+    answers, scores = [c.answer for c in result.candidates], [c.score for c in result.candidates]
+    assert 5 <= len(answers) < 8 and all(score > 0 for score in scores)  # more than 5 where equal texts tie
+    assert result.winner == selection.weighted(answers, scores)
+    result = solver.solve(EXAMPLE, "esc", n=8, temperature=2.0)
+    assert result.winner == selection.majority([c.answer for c in result.candidates])
+    assert result.meter.verifier_tokens == 0
 
 
 def test_without_a_verifier_majority_still_works(folders):

@@ -58,7 +58,8 @@ class Expand:
 
     An expansion over several steps makes a chain of nodes, one a step, and gives its leaf. `prefix` is forced text before the
     drawn tokens, charged as prompt; only with one may a node that has ended be expanded. `temperature` 0 is greedy and does not
-    number the child among its siblings. `stats` names statistics to keep of each node: `confidence`, `certainty`.
+    number the child among its siblings. `stats` names statistics to keep of each node: `confidence`, `certainty`. Where the
+    ceiling on an answer's tokens leaves no room, the child is a node without tokens that ends with `length` and costs nothing.
     """
 
     nodes: Sequence[Node | Prompt]
@@ -152,6 +153,9 @@ class All:
 
     Results are judged in the order of (tokens that the branch decoded, index), which no batch changes: `stop` gets the results
     so far in that order, and where it says True the other branches are ended, whatever they have in flight.
+
+    Children are numbered in the order in which they are asked for: a node that several branches expand should be expanded by
+    each in its first move, or the draws depend on which branch comes first.
     """
 
     branches: Sequence[Generator]

@@ -19,7 +19,7 @@ from tts.engine.policy import Policy
 from tts.engine.sampling import Sampling
 from tts.engine.session import Session, Ticket
 from tts.moves import All, Allocate, Drop, Embed, Expand, Score
-from tts.record import Answered
+from tts.record import Answered, dump
 from tts.strategies import SearchProblem, Strategy
 from tts.tasks.base import Problem, Task
 from tts.tree import Node, Prompt
@@ -50,6 +50,11 @@ class Outcome:
     error: Exception | None = None
     log: list[Answered] = field(default_factory=list)
     """Every move of the strategy with what was answered to it."""
+
+    def record(self) -> dict[str, Any]:
+        """The search as plain values, which `tts.record.replay` runs again without a model."""
+        request = self.request
+        return dump(request.strategy, request.parameters, request.problem.question, request.problem.id, request.seed, self.log)
 
 
 class Search:
@@ -248,8 +253,11 @@ class Search:
         new = [node for node in unscored if (move.by, node) not in self._scoring]
         for node in unscored:
             self._scoring.setdefault((move.by, node), []).append(run)
+        session = run.outcome.session
         for question, nodes in self._contexts(run, move, new).items():
-            self.verifiers[move.by].submit(question, nodes, run.outcome.session.meter)
+            for root in dict.fromkeys(node.root for node in nodes if node.prompt.previous):  # longer than what `check` saw
+                self.verifiers[move.by].check(question, len(root.tokens), session.max_tokens)
+            self.verifiers[move.by].submit(question, nodes, session.meter)
         if not unscored:
             self._ready.append((run, [node.scores[move.by] for node in move.nodes]))
 

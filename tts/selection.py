@@ -77,7 +77,7 @@ def weighted(answers: Answers, scores: Sequence[float], group: Group | None = No
 
 
 def hierarchical(answers: Answers, scores: Sequence[float], chains: Sequence[int], group: Group | None = None) -> int:
-    """Weighted within each chain of revisions, then weighted across the chains (Snell et al. 2024, appendix).
+    """Weighted within each chain of revisions, then weighted across the chains (Snell et al. 2024, section 6).
 
     `chains[i]` is the chain of answer i. A chain sends the best-scored member of its winning group; the index returned is that
     of the winner among those. Where every answer is a chain of its own this is `weighted`.

@@ -49,6 +49,7 @@ class ScriptedTask:
     """Answers are `None` or one of three: what the text ends with, if it has ended."""
 
     name, templates = "scripted", ("solve", "revise", "correct", "debate", "judge", "think")
+    max_tokens = MAX_TOKENS
     thinking = Thinking(end="END", wait="Wait", answer="so")
 
     def extract(self, text):

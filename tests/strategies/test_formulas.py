@@ -438,9 +438,9 @@ def test_thinking_ends_at_the_ceiling_and_the_answer_begins():
 
 def test_the_hybrid_stops_where_no_draw_beats_a_certain_answer():
     ends_at_once = ScriptedEngine(0, script=lambda uniform, position: END, verifier=lambda node: 1.0)
-    assert len(ends_at_once.run("hybrid", n=16)) == 1
+    assert len(ends_at_once.run("hybrid", n=16, width=1)) == 1
     hopeless = ScriptedEngine(0, script=lambda uniform, position: END, verifier=lambda node: 0.0)
-    assert len(hopeless.run("hybrid", n=16)) == 16
+    assert len(hopeless.run("hybrid", n=16, width=3)) == 16
 
 
 def test_the_hybrid_plays_every_arm():

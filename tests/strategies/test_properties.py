@@ -14,7 +14,7 @@ from tts.moves import All, Expand
 from tts.record import dump, replay
 from tts.strategies import STRATEGIES
 
-SMALL = {"n": (1, 12), "max_steps": (1, 8), "max_drawn": (1, 200), "iterations": (1, 3), "rounds": (1, 3), "waits": (0, 3)}
+SMALL = {"n": (1, 12), "max_steps": (1, 8), "iterations": (1, 3), "rounds": (1, 3), "waits": (0, 3)}
 """Ranges that keep a search short; every other parameter is drawn from the whole of its own."""
 
 POLICIES = {
@@ -49,7 +49,7 @@ def most_children(name, p):
         "debate": lambda: p.n * (1 + p.rounds),
         "budget_forcing": lambda: p.n * (2 + p.waits),
         "speculative_rejection": lambda: p.n * math.ceil(MAX_TOKENS / p.every),
-        "hybrid": lambda: p.max_drawn,
+        "hybrid": lambda: p.n * MAX_TOKENS,
     }.get(name, lambda: p.n * rounds)()
 
 
@@ -78,13 +78,13 @@ def test_every_strategy_ends_within_its_budget_and_its_record_replays(name, requ
         engine = ScriptedEngine(seed, POLICIES[policy], VERIFIERS[verifier])
         answers = engine.run(name, **values)
         p = strategy.make_parameters(values)
-        assert 1 <= len(answers) <= p.n or name == "hybrid"
+        assert 1 <= len(answers) <= p.n
         assert len(answers) == p.n or name not in EXACTLY_N
         num_children = sum(sum(move.widths) for move, _ in engine.log if isinstance(move, Expand))
         assert num_children <= most_children(name, p)
         assert all(sum(len(step.tokens) for step in x.path) <= MAX_TOKENS for x in answers)
         if name == "hybrid":
-            assert engine.num_drawn <= p.max_drawn
+            assert engine.num_drawn <= p.n * MAX_TOKENS
         if name == "budget_forcing":
             assert all(sum(step.cost for step in x.path[:-1]) <= p.max_thinking for x in answers if x.depth == 2)
         record = dump(strategy, p, "a question", str(seed), seed, engine.record)

@@ -35,7 +35,7 @@ class Place:
 
 @strategy(
     "ab_mcts",
-    source="Inoue et al. 2025, arXiv 2503.04412, section 3.3 (AB-MCTS-A, node aggregation)",
+    source="Inoue et al. 2025, arXiv 2503.04412 (AB-MCTS-A, node aggregation)",
     templates=("revise",),
     select="max",
 )

@@ -14,7 +14,7 @@ class AdaptiveConsistency:
     threshold: float = parameter(0.95, "probability that the leading answer is the likelier one, at which to stop", 0.5, 1.0)
 
 
-@strategy("adaptive_consistency", source="Aggarwal et al. 2023, arXiv 2305.11860, section 3", needs_verifier=False, score=None)
+@strategy("adaptive_consistency", source="Aggarwal et al. 2023, arXiv 2305.11860", needs_verifier=False, score=None)
 def adaptive_consistency(problem: SearchProblem, p: AdaptiveConsistency) -> Moves:
     """Sample until the leading answer beats the second with probability >= .95 under a beta posterior, or N are there."""
     done: list[Node] = []

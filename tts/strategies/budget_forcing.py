@@ -15,7 +15,7 @@ class BudgetForcing:
 
 @strategy(
     "budget_forcing",
-    source="Muennighoff et al. 2025, arXiv 2501.19393, section 3.1",
+    source="Muennighoff et al. 2025, arXiv 2501.19393",
     needs_verifier=False,
     templates=("think",),
 )

@@ -12,7 +12,7 @@ class Debate:
     rounds: int = parameter(2, "rounds after the first answers", 1, 100)
 
 
-@strategy("debate", source="Du et al. 2023, arXiv 2305.14325, section 2", needs_verifier=False, templates=("debate",), score=None)
+@strategy("debate", source="Du et al. 2023, arXiv 2305.14325", needs_verifier=False, templates=("debate",), score=None)
 def debate(problem: SearchProblem, p: Debate) -> Moves:
     """N agents; each round every agent sees its own and the others' last answers. The majority of the last round wins."""
     said = yield Expand([problem.root], p.n, Answer())

@@ -22,14 +22,14 @@ class Online(Offline):
     warmup: int = parameter(16, "answers sampled in full, which set the threshold", 1, MAX_WIDTH)
 
 
-@strategy("deepconf_offline", source="Fu et al. 2025, arXiv 2508.15260, section 3.2", needs_verifier=False, score=SCORE)
+@strategy("deepconf_offline", source="Fu et al. 2025, arXiv 2508.15260", needs_verifier=False, score=SCORE)
 def deepconf_offline(problem: SearchProblem, p: Offline) -> Moves:
     """N answers; those whose least confident group is among the top eta percent vote, weighted by that confidence."""
     answers = yield Expand([problem.root], p.n, Answer(), stats=("confidence",))
     return confident(answers, p)
 
 
-@strategy("deepconf_online", source="Fu et al. 2025, arXiv 2508.15260, section 3.3", needs_verifier=False, score=SCORE)
+@strategy("deepconf_online", source="Fu et al. 2025, arXiv 2508.15260", needs_verifier=False, score=SCORE)
 def deepconf_online(problem: SearchProblem, p: Online) -> Moves:
     """Warm-up answers set the threshold; of the others each is ended where a group's confidence falls below it."""
     warmup = yield Expand([problem.root], min(p.warmup, p.n), Answer(), stats=("confidence",))

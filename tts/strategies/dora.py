@@ -18,7 +18,7 @@ class Dora:
     prune_agg: str = parameter("last", "step scores -> the value that a branch's children are shared by", choices=AGGREGATIONS)
 
 
-@strategy("dora", source="Wang et al. 2025, arXiv 2506.15707, section 4")
+@strategy("dora", source="Wang et al. 2025, arXiv 2506.15707")
 def dora(problem: SearchProblem, p: Dora) -> Moves:
     """N branches; each round shares the children as round(W q_i gamma_i / sum_j q_j gamma_j).
 

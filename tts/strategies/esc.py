@@ -12,7 +12,7 @@ class ESC:
     window: int = parameter(5, "answers of a window (w)", 1, MAX_WIDTH)
 
 
-@strategy("esc", source="Li et al. 2024, arXiv 2401.10480, section 3.1", needs_verifier=False, score=None)
+@strategy("esc", source="Li et al. 2024, arXiv 2401.10480", needs_verifier=False, score=None)
 def esc(problem: SearchProblem, p: ESC) -> Moves:
     """Sample w answers at a time; stop when all w agree, or when N are there. The majority over all of them is the answer."""
     done: list[Node] = []

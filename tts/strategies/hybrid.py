@@ -6,15 +6,16 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tts.moves import Answer, Expand, Moves, Node, Prompt, Score, Steps
+from tts.moves import All, Answer, Expand, Moves, Node, Prompt, Score, Steps
 from tts.strategies.base import AGGREGATIONS, MAX_WIDTH, SearchProblem, parameter, strategy
 
 
 @dataclass(frozen=True)
 class Hybrid:
-    n: int = parameter(16, "answers after which it stops at the latest", 1, MAX_WIDTH)
-    max_drawn: int = parameter(4096, "tokens drawn after which it stops at the latest", 1, 1 << 24)
+    n: int = parameter(16, "most answers, and the budget: the tokens of n answers of the greatest length", 1, MAX_WIDTH)
+    width: int = parameter(4, "arms played at a time", 1, MAX_WIDTH)
     trust: float = parameter(4.0, "how many observations a score is worth", 0.01, 1e6)
+    price: float = parameter(0.002, "gain in the best score that a token must promise, or it is not drawn", 0.0, 1.0)
     value_agg: str = parameter("last", "step scores -> the value of a prefix or an answer", choices=AGGREGATIONS)
 
 
@@ -33,6 +34,15 @@ class Ledger:
     tokens: Counter = field(default_factory=Counter)
     times: Counter = field(default_factory=Counter)
 
+    @property
+    def spent(self) -> int:
+        return sum(self.tokens.values())
+
+    def enter(self, arm: Arm, new: Node) -> None:
+        before = 0 if isinstance(arm.source, Prompt) else sum(step.cost for step in arm.source.path)
+        self.tokens[arm.name] += sum(step.cost for step in new.path) - before
+        self.times[arm.name] += 1
+
     def cost(self, name: str) -> float:
         names = [name] if self.times[name] else list(self.times)
         return sum(self.tokens[k] for k in names) / max(1, sum(self.times[k] for k in names)) or 1.0
@@ -40,32 +50,38 @@ class Ledger:
 
 @strategy("hybrid", source="this project; proposed as future work in Snell et al. 2024, section 8")
 def hybrid(problem: SearchProblem, p: Hybrid) -> Moves:
-    """One tree; each turn plays the arm with the largest drawn gain per token, or stops where no draw beats the best answer.
+    """One tree; each turn plays the arms with the largest drawn gain per token, or stops where no gain is worth its tokens.
 
     A score r is taken as `trust` observations: Beta(1 + trust r, 1 + trust (1 - r)) is what is believed of a prefix.
     """
-    nodes = yield Expand([problem.root], 1, max_tokens=p.max_drawn)
-    yield Score(nodes)
-    ledger, spent = Ledger(), nodes[0].cost
-    ledger.tokens["restart"], ledger.times["restart"] = spent, 1
-    for turn in range(p.max_drawn):
+    nodes: list[Node] = []
+    ledger, budget = Ledger(), p.n * problem.task.max_tokens
+    chosen = [Arm("restart", problem.root, math.nan)] * min(p.width, p.n)
+    for turn in range(budget):
+        room = (budget - ledger.spent) // len(chosen)
+        if not room:
+            break
+        new = yield All([play(arm, room) for arm in chosen])
+        nodes += new
+        for arm, x in zip(chosen, new):
+            ledger.enter(arm, x)
         answers = [x for x in nodes if x.is_done]
-        if len(answers) >= p.n or spent >= p.max_drawn:
-            break
+        left = min(p.width, p.n - len(answers))
         best = max((r for x in answers if math.isfinite(r := x.value(p.value_agg))), default=0.0)
-        arm = choose(problem.rng("arm", turn), arms(problem, p, nodes), best, ledger, p.trust)
-        if arm is None and answers:
+        found = arms(problem, p, nodes)
+        drawn = [choose(problem.rng("arm", turn, i), found, best, ledger, p) for i in range(left)]
+        chosen = [arm for arm in drawn if arm is not None]
+        if not chosen:
             break
-        name, source, _ = arm or Arm("restart", problem.root, math.nan)
-        until = Answer() if name == "revise answer" else Steps(1)
-        (new,) = yield Expand([source], 1, until, max_tokens=p.max_drawn - spent)
-        yield Score([new])
-        cost = sum(step.cost for step in new.path) - (0 if isinstance(source, Prompt) else sum(x.cost for x in source.path))
-        nodes.append(new)
-        ledger.tokens[name] += cost
-        ledger.times[name] += 1
-        spent += cost
     return [x for x in nodes if x.is_done] or nodes[-1:]
+
+
+def play(arm: Arm, room: int):
+    """Draw and score what an arm asks for: a whole answer for the revision of one, else one step."""
+    until = Answer() if arm.name == "revise answer" else Steps(1)
+    (new,) = yield Expand([arm.source], 1, until, max_tokens=room)
+    yield Score([new])
+    return new
 
 
 def arms(problem: SearchProblem, p: Hybrid, nodes: list[Node]) -> list[Arm]:
@@ -73,24 +89,24 @@ def arms(problem: SearchProblem, p: Hybrid, nodes: list[Node]) -> list[Arm]:
     value = {x: x.value(p.value_agg) for x in nodes}
     parents = {x.parent for x in nodes}
     firsts = [r for x, r in value.items() if x.depth == 1 and math.isfinite(r)]
-    found = [Arm("restart", problem.root, sum(firsts) / len(firsts) if firsts else 0.5)]
+    found = {Arm("restart", problem.root, sum(firsts) / len(firsts) if firsts else 0.5): None}  # each arm once, in order
     for x in nodes:
         if not x.is_done and x not in parents:
-            found.append(Arm("next step", x, value[x]))
+            found[Arm("next step", x, value[x])] = None
         if x.depth > 1 and x.parent in value:
-            found.append(Arm("revise step", x.parent, value[x.parent]))
+            found[Arm("revise step", x.parent, value[x.parent])] = None
         if x.is_done and "revise" in problem.task.templates:
-            found.append(Arm("revise answer", Prompt("revise", (x,)), value[x]))
-    return found
+            found[Arm("revise answer", Prompt("revise", (x,)), value[x])] = None
+    return list(found)
 
 
-def choose(rng: random.Random, found: list[Arm], best: float, ledger: Ledger, trust: float) -> Arm | None:
-    """The arm of the largest (drawn value - best answer's score) per token; None where no draw gains anything: stop."""
+def choose(rng: random.Random, found: list[Arm], best: float, ledger: Ledger, p: Hybrid) -> Arm | None:
+    """The arm of the largest (drawn value - best answer's score) per token; None where that is below the price: stop."""
     gains = []
     for arm in found:
         if math.isfinite(arm.score):
             r = min(max(arm.score, 0.0), 1.0)
-            drawn = rng.betavariate(1 + trust * r, 1 + trust * (1 - r))
+            drawn = rng.betavariate(1 + p.trust * r, 1 + p.trust * (1 - r))
             gains.append(((drawn - best) / ledger.cost(arm.name), arm))
     gain, arm = max(gains, key=lambda pair: pair[0])  # a restart is always among them
-    return arm if gain > 0 else None
+    return arm if gain > p.price else None

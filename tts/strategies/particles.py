@@ -15,7 +15,7 @@ SMALLEST = 1e-7
 
 @dataclass(frozen=True)
 class Particles:
-    n: int = parameter(16, "particles: answers in all", 1, MAX_WIDTH)
+    n: int = parameter(16, "particles of a filter: answers in all", 1, MAX_WIDTH)
     scheme: str = parameter("systematic", "how particles are resampled", choices=SCHEMES)
     weight: str = parameter("logit", "w = logit(r_t) (published), or the incremental log(r_t / r_{t-1})", choices=WEIGHTS)
     max_steps: int = parameter(40, "rounds after which unfinished particles are returned as they are", 1, 1000)
@@ -27,7 +27,7 @@ class Gibbs(Particles):
     iterations: int = parameter(2, "filters in a row, each but the first with a reference drawn from the one before", 1, 100)
 
 
-@strategy("particle_filter", source="Puri et al. 2025, arXiv 2502.01618, algorithm 1")
+@strategy("particle_filter", source="Puri et al. 2025, arXiv 2502.01618", select="max")
 def particle_filter(problem: SearchProblem, p: Particles) -> Moves:
     """N particles; each round resamples N of them with probability softmax(w) and draws one step of each that has not ended.
 
@@ -36,7 +36,7 @@ def particle_filter(problem: SearchProblem, p: Particles) -> Moves:
     return (yield from run_filter(problem, p))
 
 
-@strategy("particle_gibbs", source="Puri et al. 2025, arXiv 2502.01618, algorithm 2")
+@strategy("particle_gibbs", source="Puri et al. 2025, arXiv 2502.01618", select="max")
 def particle_gibbs(problem: SearchProblem, p: Gibbs) -> Moves:
     """Particle filters in a row; each keeps one reference trajectory of the one before, drawn with probability softmax(w).
 
@@ -50,7 +50,7 @@ def particle_gibbs(problem: SearchProblem, p: Gibbs) -> Moves:
     return particles
 
 
-@strategy("entropic_particle_filter", source="Yu et al. 2025, arXiv 2510.05825")
+@strategy("entropic_particle_filter", source="Giannone et al. 2025, arXiv 2510.05825 (entropic annealing)", select="max")
 def entropic_particle_filter(problem: SearchProblem, p: Particles) -> Moves:
     """A particle filter that flattens its weights early on, while few particles hold most of the weight."""
     return (yield from run_filter(problem, p, is_entropic=True))

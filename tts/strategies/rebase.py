@@ -14,7 +14,7 @@ class Rebase:
     prune_agg: str = parameter("last", "step scores -> the value that a branch's children are shared by", choices=AGGREGATIONS)
 
 
-@strategy("rebase", source="Wu et al. 2024, arXiv 2408.00724, section 3.2")
+@strategy("rebase", source="Wu et al. 2024, arXiv 2408.00724")
 def rebase(problem: SearchProblem, p: Rebase) -> Moves:
     """N branches; each round shares the children by score: W_i = ceil(W_left e^(r_i/T_b) / sum_{j>=i} e^(r_j/T_b)).
 

@@ -14,7 +14,7 @@ class SelfCorrection:
 
 @strategy(
     "self_correction",
-    source="Huang et al. 2023, arXiv 2310.01798, section 3 (intrinsic)",
+    source="Huang et al. 2023, arXiv 2310.01798 (intrinsic self-correction)",
     needs_verifier=False,
     templates=("correct",),
     score=None,

@@ -14,7 +14,7 @@ class SpeculativeRejection:
     rejected: float = parameter(0.5, "share of the answers that a cut drops (alpha)", 0.0, 0.99)
 
 
-@strategy("speculative_rejection", source="Sun et al. 2024, arXiv 2410.20290, algorithm 1", select="max")
+@strategy("speculative_rejection", source="Sun et al. 2024, arXiv 2410.20290", select="max")
 def speculative_rejection(problem: SearchProblem, p: SpeculativeRejection) -> Moves:
     """N answers at once; every c tokens the verifier reads the partial texts and the worst alpha of them are dropped.
 
