@@ -16,7 +16,7 @@ try:
     from tts_kernels.triton.device import is_interpreted
 except ModuleNotFoundError as error:
     raise ImportError(f"Triton is not installed: {error}") from error
-from tts_kernels.op import register_backend
+from tts_kernels.op import OPS, register_backend
 
 if is_interpreted():
     # The interpreter keeps bfloat16 as its 16 bits and computes with those.
@@ -34,3 +34,5 @@ for _name, _kernel in {
     "sample": sample.sample,
 }.items():
     register_backend(_name, "triton", _kernel, **PLACE)
+    if is_interpreted():
+        OPS[_name].register(OPS[_name].backends["reference"])  # preferred: the interpreter is for tests that ask for it
