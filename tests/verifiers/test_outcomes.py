@@ -136,7 +136,7 @@ def test_a_run_that_cannot_fit_the_window_is_refused_before_it_starts(tmp_path):
 @pytest.mark.parametrize(
     ("family", "options", "message"),
     [
-        ("qwen", {}, "unknown verifier family 'qwen'; there are math-shepherd, qwen-math-prm"),
+        ("qwen", {}, "unknown verifier family 'qwen'; there are genrm, math-shepherd, qwen-math-prm"),
         ("trl", {"seperator": ";"}, "family trl has no option seperator; it has separator"),
     ],
 )
@@ -149,7 +149,7 @@ def test_a_checkpoint_of_no_known_family_lists_the_names(tmp_path):
     folder = make_reward_folder(tmp_path, "llama", "ForSequenceClassification")
     config = Path(folder) / "config.json"
     config.write_text(config.read_text().replace("LlamaForSequenceClassification", "LlamaForRegret"))
-    with pytest.raises(ValueError, match=r"\['LlamaForRegret'\] belong to no known family; name one: math-shepherd"):
+    with pytest.raises(ValueError, match=r"\['LlamaForRegret'\] belong to no known family; name one: genrm, math-shepherd"):
         family_of(Checkpoint(folder))
     assert family_of(Checkpoint.of(f"reward-model:{folder}")) == "reward-model"
 

@@ -28,7 +28,7 @@ class GrmBestOfN:
 def grm_best_of_n(problem: SearchProblem, p: GrmBestOfN) -> Moves:
     """N whole answers, judged k times by a generative reward model in shuffled order; the votes are summed."""
     answers = yield Expand([problem.root], p.n, Answer())
-    verdict = yield from judge(problem, answers, Jury(p.way, p.k, p.k_meta, p.judge_temperature, p.shuffle))
+    verdict = yield from judge(problem, answers, Jury(p.way, p.k, min(p.k_meta, p.k), p.judge_temperature, p.shuffle))
     for answer, score in zip(answers, verdict.scores):
         answer.set_score("grm", score)
     return [answers[i] for i in verdict.ranking]  # of equals the first wins
