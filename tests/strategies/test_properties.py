@@ -20,6 +20,8 @@ SMALL = {
     "iterations": (1, 3),
     "rounds": (1, 3),
     "waits": (0, 3),
+    "k": (2, 6),
+    "k_meta": (0, 2),
     "lookahead": (0, 3),
 }
 """Ranges that keep a search short; every other parameter is drawn from the whole of its own."""
@@ -57,6 +59,7 @@ def most_children(name, p):
         "budget_forcing": lambda: p.n * (2 + p.waits),
         "speculative_rejection": lambda: p.n * math.ceil(MAX_TOKENS / p.every),
         "hybrid": lambda: p.n * MAX_TOKENS,
+        "grm_best_of_n": lambda: p.n + p.k * p.n * p.n,  # pairwise judgements see every ordered pair
         **dict.fromkeys(
             ("search_and_learn_beam", "search_and_learn_dvts"),
             lambda: p.n * rounds * (1 + (p.lookahead > 0) + p.empty_step),
@@ -90,7 +93,7 @@ def test_every_strategy_ends_within_its_budget_and_its_record_replays(name, requ
     @settings(max_examples=request.config.getoption("--search-cases"), deadline=None, derandomize=True)
     @given(parameters(strategy), st.integers(0, 99), st.sampled_from(sorted(POLICIES)), st.sampled_from(sorted(VERIFIERS)))
     def search(values, seed, policy, verifier):
-        engine = ScriptedEngine(seed, POLICIES[policy], VERIFIERS[verifier])
+        engine = ScriptedEngine(seed, POLICIES[policy], VERIFIERS[verifier], models=("policy", "grm"))
         answers = engine.run(name, **values)
         p = strategy.make_parameters(values)
         assert 1 <= len(answers) <= p.n
