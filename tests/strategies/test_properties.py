@@ -20,8 +20,9 @@ SMALL = {
     "iterations": (1, 3),
     "rounds": (1, 3),
     "waits": (0, 3),
+    "k": (2, 6),
+    "k_meta": (0, 2),
     "lookahead": (0, 3),
-    "grm_best_of_n.k": (1, 4),
 }
 """Ranges that keep a search short; every other parameter is drawn from the whole of its own."""
 
@@ -58,7 +59,7 @@ def most_children(name, p):
         "budget_forcing": lambda: p.n * (2 + p.waits),
         "speculative_rejection": lambda: p.n * math.ceil(MAX_TOKENS / p.every),
         "hybrid": lambda: p.n * MAX_TOKENS,
-        "grm_best_of_n": lambda: p.n + p.k * max(p.n, p.n * (p.n - 1) // 2),
+        "grm_best_of_n": lambda: p.n + p.k * p.n * p.n,  # pairwise judgements see every ordered pair
         **dict.fromkeys(
             ("search_and_learn_beam", "search_and_learn_dvts"),
             lambda: p.n * rounds * (1 + (p.lookahead > 0) + p.empty_step),
@@ -74,8 +75,7 @@ def parameters(draw, strategy):
         if field.metadata["choices"]:
             given[field.name] = draw(st.sampled_from(field.metadata["choices"]))
         elif kind is int:
-            own = SMALL.get(f"{strategy.name}.{field.name}")
-            given[field.name] = draw(st.integers(*(own or SMALL.get(field.name, (low, high)))))
+            given[field.name] = draw(st.integers(*SMALL.get(field.name, (low, high))))
         elif kind is bool:
             given[field.name] = draw(st.booleans())
         elif kind is float:
