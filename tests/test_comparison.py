@@ -62,7 +62,9 @@ def test_equal_flops_interpolates_in_the_logarithm():
     assert at_equal_flops(1000.0, grid) == pytest.approx([0.5, 0.0, 1.0])
     assert at_equal_flops(10_000.0, grid) == pytest.approx([1, 0, 1])
     assert at_equal_flops(100.0, grid) == pytest.approx([0, 0, 1])
-    assert at_equal_flops(99.0, grid) is None is at_equal_flops(1_000_001.0, grid)
+    assert at_equal_flops(99.0, grid) == pytest.approx([0, 0, 1])
+    assert at_equal_flops(1_010_000.0, grid) == pytest.approx([1, 1, 1])
+    assert at_equal_flops(97.0, grid) is None is at_equal_flops(1_030_000.0, grid)
     assert at_equal_flops(1.0, []) is None
 
 

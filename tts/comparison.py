@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 NUM_RESAMPLES = 10_000
 NUM_BINS = 5
+SLACK = 1.02
+"""How far outside of the baseline's range FLOPs still count as equal: searches of one N differ by a fraction of a percent."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,9 @@ def at_equal_flops(flops: float, baseline: Sequence[Measurement]) -> np.ndarray 
     """
     ordered = sorted(baseline, key=lambda m: m.mean("flops"))
     spent = [m.mean("flops") for m in ordered]
-    if not spent or not spent[0] <= flops <= spent[-1]:
+    if not spent or not spent[0] / SLACK <= flops <= spent[-1] * SLACK:
         return None
+    flops = min(flops, spent[-1])
     above = next(i for i, value in enumerate(spent) if value >= flops)
     if above == 0:
         return ordered[0].correct

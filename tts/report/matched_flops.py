@@ -74,7 +74,7 @@ def _panel(
     for label, row in points.items():
         axis.plot(row["flops"] / 1e6, row["accuracy"], "x", color=GREY, markersize=5, zorder=2)
         axis.annotate(
-            label, (row["flops"] / 1e6, row["accuracy"]), fontsize=6, color=GREY, xytext=(4, 2), textcoords="offset points"
+            label, (row["flops"] / 1e6, row["accuracy"]), fontsize=6, color=GREY, xytext=(4, -8), textcoords="offset points"
         )
     if baseline in curves:
         axis.plot(*_curve(curves[baseline]), color=GREY, linestyle="--", linewidth=1.2, zorder=2)
