@@ -176,3 +176,8 @@ def test_an_unknown_resampling_scheme_is_refused_with_the_names_that_exist(schem
     with pytest.raises(ValueError, match=f"systematic or multinomial, got {scheme!r}"):
         Resample(scheme)
     assert [Resample(s).scheme for s in ("systematic", "multinomial")] == ["systematic", "multinomial"]
+
+
+def test_depth_counts_steps_whatever_names_the_root():
+    start = Node(None, [1], b"", "prompt", 0, Prompt(), order=(4, 2))
+    assert [start.depth, child(start).depth, child(child(start)).depth] == [0, 1, 2]

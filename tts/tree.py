@@ -77,12 +77,15 @@ class Node:
     """Child indices from the root: sorting by it is depth-first order. Given for roots, derived for the others."""
     num_path_tokens: int = 0
     """Tokens from the root's first to this node's last."""
+    depth: int = 0
+    """Steps from the prompt."""
 
     def __post_init__(self) -> None:
         above = self.parent
         self.num_path_tokens = len(self.tokens)
         if above is not None:
             self.num_path_tokens += above.num_path_tokens
+            self.depth = above.depth + 1
             self.order = above.order + (above.num_children,)
             above.num_children += 1
 
@@ -97,11 +100,6 @@ class Node:
     def is_done(self) -> bool:
         """Whether the branch has ended: no further step may be drawn without a prefix."""
         return self.end in ("stop", "length", "watch", "error")
-
-    @property
-    def depth(self) -> int:
-        """Steps from the prompt."""
-        return len(self.order) - 1
 
     @property
     def root(self) -> Node:

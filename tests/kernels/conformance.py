@@ -14,6 +14,11 @@ Placed = tuple[torch.Tensor, torch.Tensor]
 """A tensor and the buffer that it is a part of; all else in the buffer is canaries."""
 
 
+def on_the_cpu(op: Op) -> list[str]:
+    """The backends that compute on CPU tensors. Interpreted kernels are too slow for many calls: `test_triton` has some."""
+    return [name for name, backend in op.backends.items() if name != "triton" and backend.why_not("cpu", None) is None]
+
+
 def in_the_middle(tensor: torch.Tensor) -> Placed:
     """A misaligned row-major copy of `tensor` between canaries."""
     buffer = torch.full((tensor.numel() + 2 * MARGIN,), CANARY, dtype=tensor.dtype, device=tensor.device)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conformance import on_the_cpu
 from hypothesis import given
 from random_cases import tree_batches
 from trees import Tree, dense_attention, depth_first_leaves, filled_pages
@@ -10,7 +11,7 @@ from trees import Tree, dense_attention, depth_first_leaves, filled_pages
 import tts_kernels
 from tts_kernels import attend, plan
 
-BACKENDS = list(plan.backends)
+BACKENDS = on_the_cpu(plan)
 
 
 def visible_tokens(tree, made, query):
@@ -62,7 +63,7 @@ def test_native_and_reference_make_the_same_plan(batch):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("backend", list(attend.backends))
+@pytest.mark.parametrize("backend", on_the_cpu(attend))
 @given(tree_batches())
 def test_attend_over_a_plan_is_dense_attention_over_each_rows_own_tokens(backend, batch):
     tree, leaves, counts = batch
