@@ -32,26 +32,25 @@ def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> b
     return all(torch.equal(one[name].contiguous().view(torch.uint8), other[name].contiguous().view(torch.uint8)) for name in one)
 
 
-def check(name, case, layout):
+def check(name, case, layout, isa):
     op = tts_kernels.OPS[name]
-    for isa in isas(name):
-        tts_kernels.native.limit_isa(isa)
-        torch.set_num_threads(1)
-        results = run(op, case.inputs, "native", layout)
-        compare(results, case)
-        if name == "sample":
-            check_draws(case.inputs, results)
-        for threads in (2, 4):
-            torch.set_num_threads(threads)
-            assert same_bits(results, run(op, case.inputs, "native", layout)), f"{threads} threads on {isa}"
+    tts_kernels.native.limit_isa(isa)
+    torch.set_num_threads(1)
+    results = run(op, case.inputs, "native", layout)
+    compare(results, case)
+    if name == "sample":
+        check_draws(case.inputs, results)
+    for threads in (2, 4):
+        torch.set_num_threads(threads)
+        assert same_bits(results, run(op, case.inputs, "native", layout)), f"{threads} threads on {isa}"
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_random_calls_give_what_the_definition_says(name, pytestconfig, restored_isa):
     @settings(max_examples=pytestconfig.getoption("--kernel-cases"), suppress_health_check=list(HealthCheck))
-    @given(CASES[name], st.sampled_from(list(LAYOUTS)))
-    def walk(case, layout):
-        check(name, case, layout)
+    @given(CASES[name], st.sampled_from(list(LAYOUTS)), st.sampled_from(isas(name)))
+    def walk(case, layout, isa):
+        check(name, case, layout, isa)
 
     walk()
 
