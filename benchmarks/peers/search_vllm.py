@@ -1,4 +1,6 @@
-"""A trace on vLLM with prefix caching: one `generate` call a step, siblings drawn from one prompt with `n`. JSON in, JSON out.
+"""A trace on vLLM (`vllm_cpu.sh FOLDER whole`) with prefix caching, a `generate` call a step. JSON in, JSON out.
+
+Siblings of one length are drawn from one prompt with `n`.
 
 Verifier, where the trace has one: `reencode` reads every text from its start, as search-and-learn does; `cached` gives the
 verifier an engine of its own whose prefix cache keeps what it has read, each step one prefill that draws a single token.
