@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import Qwen2Config, Qwen2Model
 
-from benchmarks.kernels.run import _append_line, _machine
+from benchmarks.record import append_line, machine
 from tts.engine.model import Model
 from tts.engine.weights import Weights
 from tts.meter import Meter
@@ -79,8 +79,8 @@ def run(out: Path, repeats: int, quick: bool) -> list[dict[str, Any]]:
         settings.append(Setting("Qwen2.5-0.5B shape", torch.bfloat16, width=2, steps=12, step_tokens=16, prompt_tokens=32))
     rows = []
     for setting in settings:
-        row = measure(setting, repeats) | _machine()
-        _append_line(out, row)
+        row = measure(setting, repeats) | machine()
+        append_line(out, row)
         rows.append(row)
     return rows
 
