@@ -8,11 +8,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from tts_kernels.arguments import ACTIVATIONS, DTYPES, RULES, dense, dense_all, dense_rows, pointer
 from tts_kernels.op import register_backend
-
-DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-RULES = {"top": 0, "softmax": 1, "systematic": 2, "multinomial": 3, "proportional": 4}
-ACTIVATIONS = {"softmax": 0, "sigmoid": 1}
 
 Launchers = Mapping[str, Callable[..., None]]
 """`cuda_prune` and so on: the functions of kernels.h, pointers as integers, errors as exceptions."""
@@ -22,17 +19,13 @@ def _stream(tensor: torch.Tensor) -> int:
     return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
 
 
-def _pointer(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 def _prune(launchers: Launchers) -> Callable[..., None]:
     def prune(scores, indptr, total, keep, keys, rule, temperature, capacity, *, widths, parents, counts):
         # The contiguous copies must outlive the call, so they have names.
-        scores, indptr, total, keep = (x.contiguous() for x in (scores, indptr, total, keep))
-        keys = None if keys is None else keys.contiguous()
+        scores, indptr, total, keep = dense_all(scores, indptr, total, keep)
+        keys = None if keys is None else dense(keys)
         workspace = torch.empty(3 * len(scores), dtype=torch.int64, device=scores.device)
-        inputs = *(x.data_ptr() for x in (scores, indptr, total, keep)), _pointer(keys)
+        inputs = *(x.data_ptr() for x in (scores, indptr, total, keep)), pointer(keys)
         outputs = widths.data_ptr(), parents.data_ptr(), counts.data_ptr()
         sizes = len(scores), len(total)
         settings = RULES[rule], temperature, capacity, workspace.data_ptr()
@@ -43,10 +36,9 @@ def _prune(launchers: Launchers) -> Callable[..., None]:
 
 def _score(launchers: Launchers) -> Callable[..., None]:
     def score(hidden, head, bias, before, label, activation, *, out, running):
-        hidden = hidden if hidden.stride(-1) == 1 else hidden.contiguous()
-        head, before = head.contiguous(), before.contiguous()
-        bias = None if bias is None else bias.contiguous()
-        inputs = hidden.data_ptr(), hidden.stride(0), head.data_ptr(), _pointer(bias), before.data_ptr()
+        hidden, (head, before) = dense_rows(hidden), dense_all(head, before)
+        bias = None if bias is None else dense(bias)
+        inputs = hidden.data_ptr(), hidden.stride(0), head.data_ptr(), pointer(bias), before.data_ptr()
         outputs = out.data_ptr(), running.data_ptr(), _stream(hidden)
         sizes = *hidden.shape, head.shape[0]
         launchers["cuda_score"](DTYPES[hidden.dtype], *sizes, *inputs, label, ACTIVATIONS[activation], *outputs)
@@ -59,7 +51,7 @@ def _copy_tails(launchers: Launchers) -> Callable[..., None]:
         (P, G, S, D), strides = caches[0].shape, caches[0].stride()
         if strides[-1] != 1 or any(cache.stride() != strides for cache in caches):
             raise ValueError(f"copy_tails: caches must all have the strides of the first, {strides}, and a dense last dim")
-        sources, destinations, counts = (x.contiguous() for x in (sources, destinations, counts))
+        sources, destinations, counts = dense_all(sources, destinations, counts)
         addresses = torch.tensor([cache.data_ptr() for cache in caches])
         copies = *(x.data_ptr() for x in (sources, destinations, counts)), addresses.data_ptr()
         sizes = len(sources), len(caches), G, D, P, S

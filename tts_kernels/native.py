@@ -12,6 +12,7 @@ import torch
 import tts_kernels._native as _native
 from tts_kernels import cuda
 from tts_kernels.append import append
+from tts_kernels.arguments import ACTIVATIONS, DTYPES, RULES, check_rows_in_place, dense, dense_all, dense_rows, pointer
 from tts_kernels.attend import attend, plan, plan_pages
 from tts_kernels.fork import copy_tails, fork
 from tts_kernels.linear import linear, pack
@@ -22,35 +23,11 @@ from tts_kernels.sample import sample
 from tts_kernels.score import score
 from tts_kernels.silu_and_mul import silu_and_mul
 
-DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-RULES = {"top": 0, "softmax": 1, "systematic": 2, "multinomial": 3, "proportional": 4}
-ACTIVATIONS = {"softmax": 0, "sigmoid": 1}
-
-
-def _rows(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` with a dense last dim; the strides of the others are passed on."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
-def _dense(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    """The tensors row-major. Their copies live as long as the caller keeps the list."""
-    return [t if t.is_contiguous() else t.contiguous() for t in tensors]
-
-
-def _pointer(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
 
 def _in_place(op: str, **tensors: torch.Tensor) -> None:
     for name, tensor in tensors.items():
         if not tensor.is_contiguous():
             raise ValueError(f"{op}: {name} is written in place and must be contiguous, got strides {tensor.stride()}")
-
-
-def _in_place_rows(op: str, **tensors: torch.Tensor) -> None:
-    for name, tensor in tensors.items():
-        if tensor.stride(-1) != 1:
-            raise ValueError(f"{op}: {name} is written in place and its last dim must be dense, got strides {tensor.stride()}")
 
 
 def _pages(tensor: torch.Tensor) -> tuple[int, ...]:
@@ -59,37 +36,38 @@ def _pages(tensor: torch.Tensor) -> tuple[int, ...]:
 
 
 def _pack(weight, *, packed):
-    weight = _rows(weight)
+    weight = dense_rows(weight)
     _native.pack(DTYPES[weight.dtype], *weight.shape, weight.data_ptr(), weight.stride(0), packed.data_ptr())
 
 
 def _linear(x, N, weight, bias, *, out):
-    x, (weight,) = _rows(x), _dense(weight)
-    bias = None if bias is None else bias.contiguous()
-    inputs = x.data_ptr(), x.stride(0), weight.data_ptr(), _pointer(bias)
+    x, (weight,) = dense_rows(x), dense_all(weight)
+    bias = None if bias is None else dense(bias)
+    inputs = x.data_ptr(), x.stride(0), weight.data_ptr(), pointer(bias)
     _native.linear(DTYPES[x.dtype], x.shape[0], N, x.shape[1], *inputs, out.data_ptr())
 
 
 def _rms_norm(x, weight, eps, *, out):
-    x, (weight,) = _rows(x), _dense(weight)
+    x, (weight,) = dense_rows(x), dense_all(weight)
     _native.rms_norm(DTYPES[x.dtype], *x.shape, x.data_ptr(), x.stride(0), weight.data_ptr(), eps, out.data_ptr())
 
 
 def _silu_and_mul(x, *, out):
-    x = _rows(x)
+    x = dense_rows(x)
     _native.silu_and_mul(DTYPES[x.dtype], *out.shape, x.data_ptr(), x.stride(0), out.data_ptr())
 
 
 def _append(k, v, keys, values, slots):
-    _in_place_rows("append", keys=keys, values=values)
-    k, v, (slots,) = _rows(k), _rows(v), _dense(slots)
+    check_rows_in_place("append", keys=keys, values=values)
+    k, v, (slots,) = dense_rows(k), dense_rows(v), dense_all(slots)
     P, G, S, D = keys.shape
     new = k.data_ptr(), *k.stride()[:2], v.data_ptr(), *v.stride()[:2]
     _native.append(DTYPES[k.dtype], k.shape[0], G, D, P, S, *new, *_pages(keys), *_pages(values), slots.data_ptr())
 
 
 def _attend(q, keys, values, spans, item_indptr, items, scale, *, out, lse):
-    q, keys, values, (spans, item_indptr, items) = _rows(q), _rows(keys), _rows(values), _dense(spans, item_indptr, items)
+    q, keys, values = dense_rows(q), dense_rows(keys), dense_rows(values)
+    spans, item_indptr, items = dense_all(spans, item_indptr, items)
     P, G, S, D = keys.shape
     sizes = *q.shape[:2], G, D, P, S, spans.shape[0], items.shape[0]
     tables = spans.data_ptr(), item_indptr.data_ptr(), items.data_ptr()
@@ -98,48 +76,48 @@ def _attend(q, keys, values, spans, item_indptr, items, scale, *, out, lse):
 
 
 def _plan(leaves, indptr, parent, start, length, first_page, next_page, page_size, max_items, max_spans, **outputs):
-    tables = _dense(leaves, indptr, parent, start, length, first_page, next_page)
+    tables = dense_all(leaves, indptr, parent, start, length, first_page, next_page)
     pointers = [t.data_ptr() for t in tables]
     sizes = leaves.shape[0], parent.shape[0], next_page.shape[0]
     _native.plan(*sizes, *pointers, page_size, max_items, max_spans, *(t.data_ptr() for t in outputs.values()))
 
 
 def _plan_pages(page_table, context, indptr, page_size, max_items, max_spans, **outputs):
-    page_table, (context, indptr) = _rows(page_table), _dense(context, indptr)
+    page_table, (context, indptr) = dense_rows(page_table), dense_all(context, indptr)
     tables = page_table.data_ptr(), page_table.stride(0), context.data_ptr(), indptr.data_ptr()
     sizes = page_size, max_items, max_spans
     _native.plan_pages(*page_table.shape, *tables, *sizes, *(t.data_ptr() for t in outputs.values()))
 
 
 def _score(hidden, head, bias, before, label, activation, *, out, running):
-    hidden, (head, before) = _rows(hidden), _dense(head, before)
-    bias = None if bias is None else bias.contiguous()
-    inputs = hidden.data_ptr(), hidden.stride(0), head.data_ptr(), _pointer(bias), before.data_ptr()
+    hidden, (head, before) = dense_rows(hidden), dense_all(head, before)
+    bias = None if bias is None else dense(bias)
+    inputs = hidden.data_ptr(), hidden.stride(0), head.data_ptr(), pointer(bias), before.data_ptr()
     sizes = *hidden.shape, head.shape[0]
     _native.score(DTYPES[hidden.dtype], *sizes, *inputs, label, ACTIVATIONS[activation], out.data_ptr(), running.data_ptr())
 
 
 def _prune(scores, indptr, total, keep, keys, rule, temperature, capacity, *, widths, parents, counts):
-    tables = _dense(scores, indptr, total, keep)
-    keys = None if keys is None else keys.contiguous()
-    inputs = *(t.data_ptr() for t in tables), _pointer(keys)
+    tables = dense_all(scores, indptr, total, keep)
+    keys = None if keys is None else dense(keys)
+    inputs = *(t.data_ptr() for t in tables), pointer(keys)
     outputs = widths.data_ptr(), parents.data_ptr(), counts.data_ptr()
     _native.prune(scores.shape[0], total.shape[0], *inputs, RULES[rule], temperature, capacity, *outputs)
 
 
 def _fork(parents, nodes, parent, refs, start, length, first_page, last_page):
     _in_place("fork", parent=parent, refs=refs, start=start, length=length, first_page=first_page, last_page=last_page)
-    tables = *_dense(parents, nodes), parent, refs, start, length, first_page, last_page
+    tables = *dense_all(parents, nodes), parent, refs, start, length, first_page, last_page
     _native.fork(parents.shape[0], parent.shape[0], *(t.data_ptr() for t in tables))
 
 
 def _copy_tails(sources, destinations, counts, caches):
-    _in_place_rows("copy_tails", caches=caches[0])
+    check_rows_in_place("copy_tails", caches=caches[0])
     (P, G, S, D), strides = caches[0].shape, caches[0].stride()
     if any(cache.stride() != strides for cache in caches):
         raise ValueError(f"copy_tails: caches must all have the strides of the first, {strides}")
     addresses = torch.tensor([cache.data_ptr() for cache in caches])
-    copies = _dense(sources, destinations, counts)
+    copies = dense_all(sources, destinations, counts)
     sizes = sources.shape[0], len(caches), G, D, P, S
     inputs = *(t.data_ptr() for t in copies), addresses.data_ptr(), *strides[:3]
     _native.copy_tails(DTYPES[caches[0].dtype], *sizes, *inputs)
@@ -147,7 +125,7 @@ def _copy_tails(sources, destinations, counts, caches):
 
 def _sample(*inputs, **outputs):
     *tensors, with_statistics = inputs
-    tensors = _dense(*tensors)
+    tensors = dense_all(*tensors)
     logits, row, next_state = tensors[0], tensors[1], tensors[9]
     sizes = *logits.shape, row.shape[0], next_state.shape[0]
     _native.sample(*sizes, *(t.data_ptr() for t in tensors), with_statistics, *(t.data_ptr() for t in outputs.values()))

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from tts_kernels.triton.device import check_in_place, dense, dense_rows
+from tts_kernels.arguments import check_rows_in_place, dense, dense_rows
 
 BLOCK_R = 8
 
@@ -30,7 +30,7 @@ def _append_kernel(
 
 
 def append(k, v, keys, values, slots):
-    check_in_place("append", keys=keys, values=values)
+    check_rows_in_place("append", keys=keys, values=values)
     k, v, slots = dense_rows(k), dense_rows(v), dense(slots)
     num_tokens, G, D = k.shape
     if k.numel() == 0:

@@ -6,7 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from tts_kernels.triton.device import dense_rows, num_programs
+from tts_kernels.arguments import dense_rows
+from tts_kernels.triton.device import num_programs
 from tts_kernels.triton.table import Table, make_table
 
 LOG2E = 1.4426950408889634

@@ -17,20 +17,3 @@ def num_programs(device: torch.device) -> int:
     if device.type != "cuda":
         return INTERPRETED_PROGRAMS
     return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def dense(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` row-major; a copy where it is not."""
-    return tensor if tensor.is_contiguous() else tensor.contiguous()
-
-
-def dense_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` with a dense last dim; the strides of the others are passed on."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
-def check_in_place(op: str, **tensors: torch.Tensor) -> None:
-    """Refuse what cannot be written in place: a copy would lose what the kernel writes."""
-    for name, tensor in tensors.items():
-        if tensor.stride(-1) != 1:
-            raise ValueError(f"{op}: {name} is written in place and its last dim must be dense, got strides {tensor.stride()}")

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tts_kernels.triton.device import check_in_place, dense
+from tts_kernels.arguments import check_rows_in_place, dense
 
 BLOCK_C = 128
 BLOCK_R = 16
@@ -34,7 +34,7 @@ def _fork_kernel(
 
 
 def fork(parents, nodes, parent, refs, start, length, first_page, last_page):
-    check_in_place("fork", parent=parent, refs=refs, start=start, length=length, first_page=first_page, last_page=last_page)
+    check_rows_in_place("fork", parent=parent, refs=refs, start=start, length=length, first_page=first_page, last_page=last_page)
     if len(nodes) == 0:
         return
     columns = parent, refs, start, length, first_page, last_page
@@ -63,7 +63,7 @@ def _copy_tails_kernel(
 
 
 def copy_tails(sources, destinations, counts, caches):
-    check_in_place("copy_tails", caches=caches[0])
+    check_rows_in_place("copy_tails", caches=caches[0])
     (_, G, _, D), strides = caches[0].shape, caches[0].stride()
     if any(cache.stride() != strides for cache in caches):
         raise ValueError(f"copy_tails: caches must all have the strides of the first, {strides}")

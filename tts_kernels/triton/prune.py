@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tts_kernels.triton.device import dense
+from tts_kernels.arguments import dense
 from tts_kernels.triton.philox import uniform
 
 RULES = {"top": 0, "softmax": 1, "systematic": 2, "multinomial": 3, "proportional": 4}

@@ -4,7 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
-from tts_kernels.triton.device import dense, num_programs
+from tts_kernels.arguments import dense
+from tts_kernels.triton.device import num_programs
 from tts_kernels.triton.philox import uniform
 
 BLOCK_V = 512

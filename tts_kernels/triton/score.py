@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from tts_kernels.triton.device import dense, dense_rows
+from tts_kernels.arguments import dense, dense_rows
 
 MAX_LABELS = 1024
 TILE = 4096

@@ -11,7 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from tts_kernels.triton.device import dense, num_programs
+from tts_kernels.arguments import dense
+from tts_kernels.triton.device import num_programs
 
 BLOCK_E = 32
 BLOCK_S = 16
