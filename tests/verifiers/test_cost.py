@@ -6,6 +6,7 @@ from tiny_models import make_folder
 from verifiers.scored_trees import drain, make_child, make_root
 from verifiers.test_families import CASES, make_family_folder, open_verifier
 
+from tts.engine.weights import Weights
 from tts.meter import Meter
 
 WIDTH, STEPS, EXPAND = 64, 12, 4
@@ -71,3 +72,15 @@ def test_logits_of_all_tokens_never_exist(tmp_path, monkeypatch):
     judge.submit("", [node], Meter())
     drain(judge)
     assert sum(rows) == 100 and max(rows) == 8
+
+
+def test_a_reward_model_s_head_is_charged_like_its_trunk(tmp_path):
+    folder = make_family_folder(tmp_path, "trl")
+    weights = Weights(str(folder))
+    num_parameters = sum(weights.tensor(name).numel() for name in weights.files)  # all of the checkpoint: trunk and head
+    meter, root = Meter(), make_root()
+    verifier = open_verifier(folder)
+    verifier.submit("What is 1 + 2?", [make_child(root, "a step\n\n")], meter)
+    drain(verifier)
+    assert meter.verifier_tokens > 0
+    assert meter.verifier_flops == 2 * num_parameters * meter.verifier_tokens

@@ -156,6 +156,11 @@ class Model:
 
     # ---- facts
 
+    def add_parameters(self, count: int) -> None:
+        """Charge parameters that are held beside the model from now on: a head of one's own."""
+        self.num_parameters += count
+        self.num_active_parameters += count
+
     @property
     def flops_per_token(self) -> float:
         """Nominal, without attention over the context: 2 x active parameters."""

@@ -36,7 +36,7 @@ class PRM(ReadingVerifier):
         num_labels = len(self._head.weight)
         if num_labels <= family.label:
             raise ValueError(f"{model.name}: family {family.name} reads label {family.label}, and the head has {num_labels}")
-        model.num_parameters += self._head.num_parameters
+        model.add_parameters(self._head.num_parameters)
 
     def check(self, question: str, num_prompt_tokens: int, max_tokens: int) -> None:
         # What the family adds to each step is left out here: a branch that outgrows the window gets `Invalid` scores.

@@ -39,8 +39,8 @@ class Head:
 
     @property
     def num_parameters(self) -> int:
-        weights = [self.weight] if self.first is None else [self.weight, self.first.weight]
-        return sum(w.numel() for w in weights)
+        first = () if self.first is None else (self.first.weight, self.first.bias)
+        return sum(tensor.numel() for tensor in (self.weight, self.bias, *first) if tensor is not None)
 
 
 @dataclass
