@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tts.engine.sampling import Sampling
-from tts.search import Outcome, Request, Search
+from tts.request import Outcome, Request
+from tts.search import Search
 from tts.strategies import Strategy, find
 from tts.tasks.chain import natural
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from tts.engine.policy import Policy
 from tts.record import Answered
+from tts.request import Outcome
 from tts.tree import Node
-
-if TYPE_CHECKING:
-    from tts.search import Outcome
 
 
 @dataclass(eq=False)

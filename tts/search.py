@@ -9,52 +9,23 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
 from tts.allocation import Segment, allocate, segments
 from tts.branches import Join, Part, Run
 from tts.engine.policy import Policy
-from tts.engine.sampling import Sampling
 from tts.engine.session import Session, Ticket
 from tts.moves import All, Allocate, Drop, Embed, Expand, Score
-from tts.record import Answered, dump
-from tts.strategies import SearchProblem, Strategy
-from tts.tasks.base import Problem, Task
+from tts.request import Outcome, Request
+from tts.strategies import SearchProblem
+from tts.tasks.base import Task
 from tts.tree import Node, Prompt
 from tts.verifiers.base import Verifier
 
 VERIFIER_BATCH = 512
 """Queued tokens at which a verifier runs although the policy still has rows to decode."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One problem to search, frozen and valid: what runs depends on nothing else."""
-
-    problem: Problem
-    strategy: Strategy
-    parameters: Any
-    sampling: Sampling = Sampling()
-    seed: int = 0
-
-
-@dataclass(eq=False)
-class Outcome:
-    """What a search gave: its answers' leaves in the strategy's order, or the exception that ended it."""
-
-    request: Request
-    session: Session
-    leaves: list[Node] = field(default_factory=list)
-    error: Exception | None = None
-    log: list[Answered] = field(default_factory=list)
-    """Every move of the strategy with what was answered to it."""
-
-    def record(self) -> dict[str, Any]:
-        """The search as plain values, which `tts.record.replay` runs again without a model."""
-        request = self.request
-        return dump(request.strategy, request.parameters, request.problem.question, request.problem.id, request.seed, self.log)
 
 
 class Search:
@@ -64,6 +35,9 @@ class Search:
     """
 
     def __init__(self, policy: Policy, verifiers: Mapping[str, Verifier], task: Task, models: Mapping[str, Policy] | None = None):
+        names = [name for name, verifier in verifiers.items() if sum(verifier is other for other in verifiers.values()) > 1]
+        if names:
+            raise ValueError(f"verifiers {', '.join(names)} are one object: it would score each step once, for one of the names")
         self.policy, self.verifiers, self.task = policy, dict(verifiers), task
         self.policies = {"policy": policy, **(models or {})}
         self._stats = tuple(name for verifier in self.verifiers.values() for name in getattr(verifier, "stats", ()))

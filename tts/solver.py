@@ -12,14 +12,15 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from tts import selection, strategies, tasks
-from tts.engine.model import Model
+from tts.engine.model import Model, device_memory
 from tts.engine.policy import Policy
 from tts.engine.sampling import Sampling, root_key
 from tts.judge import GRM, META, Jury
 from tts.judge import judge as judge_responses
 from tts.judgements import Verdict
 from tts.meter import Meter
-from tts.search import Outcome, Request, Search
+from tts.request import Outcome, Request
+from tts.search import Search
 from tts.strategies import SearchProblem, Strategy
 from tts.tasks import Problem, Task
 from tts.tree import Node, Prompt
@@ -324,12 +325,10 @@ def _quiet() -> None:
 def _num_pages(models: Sequence[Model], page_size: int, kv_bytes: int | None) -> int:
     """Pages of each model's pool: `kv_bytes` in all, the models getting the same number of tokens."""
     if kv_bytes is None:
-        is_cuda = models[0].device.type == "cuda"
-        total = (
-            torch.cuda.mem_get_info(models[0].device)[0] if is_cuda else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        )
-        kv_bytes = int(total * (0.8 if is_cuda else 0.125))
-    page_bytes = page_size * sum(m.page_bytes_per_token for m in models)
+        device = models[0].device
+        is_cuda = device.type == "cuda"
+        kv_bytes = int(0.8 * torch.cuda.mem_get_info(device)[0] if is_cuda else 0.125 * device_memory(device))
+    page_bytes = page_size * sum(m.kv_bytes_per_token for m in models)
     if kv_bytes < page_bytes:
         raise ValueError(f"kv_bytes must hold at least one page of each model ({page_bytes} bytes), got {kv_bytes}")
     return min(kv_bytes // page_bytes, 1 << 20)

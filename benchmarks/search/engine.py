@@ -17,7 +17,8 @@ from tts.engine.model import Model
 from tts.engine.policy import Policy
 from tts.engine.sampling import Sampling
 from tts.moves import All, Expand, Moves, Node, Score, Tokens
-from tts.search import Request, Search
+from tts.request import Request
+from tts.search import Search
 from tts.strategies import SearchProblem, Strategy
 from tts.tasks.base import Problem
 from tts.verifiers.prm import PRM, TokenClassificationPRM
@@ -86,6 +87,7 @@ def measure(question: dict) -> dict:
     strategy = Strategy("trace", "a trace", Traced, follow, trace["has_verifier"])
     problems = [Problem("".join(map(text_of, prompt)), id=str(i)) for i, prompt in enumerate(trace["prompts"])]
     for num_steps in (1, None):  # the first run warms
+        passes_before = policy.num_passes
         followed = Traced({str(i): steps[:num_steps] for i, steps in enumerate(trace["steps"])}, trace["has_verifier"])
         requests = [Request(problem, strategy, followed, Sampling(1.0)) for problem in problems]
         seconds, outcomes = _run(search, requests)
@@ -94,7 +96,7 @@ def measure(question: dict) -> dict:
     return {
         "total_s": seconds,
         "verifier_tokens": sum(o.session.meter.verifier_tokens for o in outcomes),
-        "policy_passes": policy.num_passes,
+        "policy_passes": policy.num_passes - passes_before,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 

@@ -13,7 +13,8 @@ from tts.engine.policy import Policy
 from tts.engine.sampling import Sampling
 from tts.meter import context
 from tts.moves import Answer, Expand
-from tts.search import Request, Search
+from tts.request import Request
+from tts.search import Search
 from tts.strategies import Strategy, find
 from tts.tasks.base import Problem
 from tts.tasks.chain import Chain
@@ -29,7 +30,7 @@ def reference_models():
 def multiplied_parameters(model):
     """Those that are weights of matrix products in every token's forward pass: all matrices but the embeddings and the head."""
     config, head_dim = model.config, model.head_dim
-    heads = (2 * config.num_attention_heads + 2 * model.num_kv_heads) * head_dim * config.hidden_size
+    heads = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * head_dim * config.hidden_size
     return config.num_hidden_layers * (heads + 3 * config.hidden_size * config.intermediate_size)
 
 

@@ -8,7 +8,8 @@ import tts_kernels
 from tts.engine.model import Model
 from tts.engine.policy import Policy
 from tts.engine.sampling import Sampling
-from tts.search import Request, Search
+from tts.request import Request
+from tts.search import Search
 from tts.strategies import find
 from tts.tasks.chain import Chain, natural
 from tts.verifiers.base import Function

@@ -7,7 +7,8 @@ from runs import answers, is_empty, outcomes, requests, scripted, transcript
 
 from tts.engine.sampling import Sampling
 from tts.moves import Allocate, Answer, Embed, Expand, Score, Steps, Tokens, Top
-from tts.search import Request
+from tts.request import Request
+from tts.search import Search
 from tts.strategies import find
 from tts.tasks.base import Problem
 from tts.tasks.chain import natural
@@ -208,6 +209,13 @@ def test_a_wrong_number_of_scores_is_recorded_as_invalid(make_search):
     short = Function(lambda question, steps: [0.5] * (len(steps) - 1))
     for outcome in outcomes(make_search(verifier=short), requests("best_of_n", n=2)):
         assert all(math.isnan(node.scores["prm"]) for leaf in outcome.leaves for node in leaf.path)
+
+
+def test_one_verifier_under_two_names_is_refused(make_search):
+    search = make_search()
+    (verifier,) = search.verifiers.values()
+    with pytest.raises(ValueError, match="verifiers prm, meta are one object"):
+        Search(search.policy, {"prm": verifier, "meta": verifier}, search.task)
 
 
 def test_every_move_of_a_generator_is_answered(make_search):

@@ -88,7 +88,7 @@ def test_the_memory_plan_counts_weights_and_pages_of_both_models(monkeypatch, ca
     solver = Solver(policy, verifier, kv_bytes=1 << 24)
     loaded = [solver.policy.model, solver.verifier.model]
     assert code == 0 and [m["family"] for m in found["models"]] == ["policy", "reward-model"]
-    assert [m["kv_per_token"] for m in found["models"]] == [m.page_bytes_per_token for m in loaded]
+    assert [m["kv_per_token"] for m in found["models"]] == [m.kv_bytes_per_token for m in loaded]
     assert found["models"][0]["num_parameters"] == loaded[0].num_parameters
     assert found["needed"] == sum(m["weights"] + 64 * 2048 * m["kv_per_token"] for m in found["models"]) and found["fits"]
     code, out, _ = run(monkeypatch, capsys, "info", "--policy", policy, "--n", "100000000")

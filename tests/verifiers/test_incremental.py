@@ -13,7 +13,8 @@ from tts import zoo
 from tts.engine.model import Model
 from tts.engine.policy import Policy
 from tts.engine.sampling import Sampling
-from tts.search import Request, Search
+from tts.request import Request
+from tts.search import Search
 from tts.strategies import find
 from tts.tasks.base import Problem
 from tts.verifiers import Checkpoint

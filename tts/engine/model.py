@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,8 +113,7 @@ class Model:
     # ---- running
 
     def make_kv(self, num_pages: int, page_size: int) -> PagedKV:
-        sizes = (self.config.num_hidden_layers, self.num_kv_heads, self.head_dim)
-        return PagedKV(num_pages, page_size, *sizes, dtype=self.dtype, device=self.device)
+        return PagedKV(num_pages, page_size, *kv_sizes(self.config), dtype=self.dtype, device=self.device)
 
     def check_fits(self, kv: PagedKV, num_prompt_tokens: int, max_tokens: int, what: str) -> None:
         """Raise `ValueError` where a branch of prompt and `max_tokens` does not fit the model's window or the pool."""
@@ -172,16 +172,12 @@ class Model:
         return 4.0 * self.config.num_hidden_layers * self.config.num_attention_heads * self.head_dim
 
     @property
-    def num_kv_heads(self) -> int:
-        return getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads
-
-    @property
     def head_dim(self) -> int:
-        return getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads
+        return kv_sizes(self.config)[2]
 
     @property
-    def page_bytes_per_token(self) -> int:
-        return 2 * self.config.num_hidden_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+    def kv_bytes_per_token(self) -> int:
+        return kv_bytes_per_token(self.config, self.dtype)
 
     @property
     def max_length(self) -> int:
@@ -244,6 +240,25 @@ class Model:
                 f"{self.name}: the model's logits through paged attention differ from its own by {float(error):.2g} "
                 f"(allowed {allowed}): architecture {type(self.inner).__name__} does something beyond ordinary causal attention"
             )
+
+
+def kv_sizes(config: Any) -> tuple[int, int, int]:
+    """Layers, key-value heads and head dim of a text config."""
+    num_kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config.num_hidden_layers, num_kv_heads, head_dim
+
+
+def kv_bytes_per_token(config: Any, dtype: torch.dtype) -> int:
+    """Of keys and values, all layers."""
+    return 2 * math.prod(kv_sizes(config)) * dtype.itemsize
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes that there are in all, free or not."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def active_parameters(inner: Any) -> int:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from tts.presets.recipe import Recipe
+    from tts.surfaces import compare, workers
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_show_locals=False)
 out, err = Console(), Console(stderr=True)
@@ -29,7 +30,7 @@ SetOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 BackendOption = Annotated[str | None, typer.Option(help="One backend for all kernels; the default is the best of each.")]
-SelectOption = Annotated[str | None, typer.Option(help="majority, max or weighted.")]
+SelectOption = Annotated[str | None, typer.Option(help="majority, max, weighted or hierarchical.")]
 MaxRowsOption = Annotated[int, typer.Option(help="Branches decoded at a time; changes speed, never a result.")]
 KvBytesOption = Annotated[int | None, typer.Option(help="Memory for all KV pools; changes speed, never a result.")]
 ThreadsOption = Annotated[
@@ -63,12 +64,12 @@ def solve(
     as_json: JsonOption = False,
 ) -> None:
     """Search one problem and print its answer."""
-    from tts.surfaces import settings, show
+    from tts.surfaces import settings, show, workers
 
     given = settings.read_recipe(recipe)
     name = strategy or (given.strategy if given else "beam")
     parameters = settings.parameters(name, set_, n, given)
-    solver = _solver(policy, verifier, task, device, backend, max_rows, kv_bytes, threads, given, prompt)
+    solver = _solver(policy, verifier, task, workers.Engine(device, backend, max_rows, kv_bytes), threads, given, prompt)
     _say_without_effect(given, solver.task.name)
     drawn = {"select": select, "temperature": temperature, "max_tokens": max_tokens, "seed": seed}
     options = settings.search_options(given, name, solver.task.name == "chain", **drawn)
@@ -109,7 +110,7 @@ def evaluate(
     """Accuracy on a task with its confidence interval and its cost: of one strategy, or of several side by side."""
     from tts.evaluation import evaluate as grade
     from tts.presets.columns import columns
-    from tts.surfaces import compare, settings, show
+    from tts.surfaces import compare, settings, show, workers
 
     if format not in ("table", "search-and-learn"):
         raise ValueError(f"--format must be table or search-and-learn, got {format!r}")
@@ -117,18 +118,32 @@ def evaluate(
     names = compare.chosen(strategy or (given.strategy if given else "beam"))
     widths = settings.widths(n)
     if len(names) > 1 or len(widths) > 1 or plot:
-        if task != "chain" or given or data or format != "table":
-            raise ValueError(
-                "several strategies or widths, and --plot, are for task chain, without --recipe, --data and --format"
-            )
-        _compare(names, widths or [16], limit, policy, verifier, select, temperature, seed, set_, baseline, plot, as_json)
+        without = {"--recipe": given, "--data": data, "--format": format != "table", "--prompt": prompt, "--threads": threads}
+        if task != "chain" or any(without.values()):
+            raise ValueError(f"several strategies or widths, and --plot, are for task chain, without {', '.join(without)}")
+        settings.check_limit(limit)
+        judge = "zoo:M" if verifier in (None, "auto") else None if verifier == "none" else verifier
+        engine = workers.Engine(device, backend, max_rows, kv_bytes or workers.ON_EACH_CORE.kv_bytes)
+        asked = compare.Settings(
+            limit=limit or 100,
+            seed=seed or 0,
+            policy=policy or "zoo:S",
+            verifier=judge,
+            temperature=0.8 if temperature is None else temperature,
+            select=select,
+            widths=tuple(widths or [16]),
+            baseline=baseline,
+            parameters=compare.shared_parameters(names, set_),
+            engine=engine,
+        )
+        _compare(names, asked, plot, as_json)
         return
     name = names[0]
     scoring, own = settings.scoring(set_, given)
     parameters = settings.parameters(name, own, widths[0] if widths else None, given)
     options = settings.search_options(given, name, task == "chain", select=select, temperature=temperature, seed=seed)
     problems = settings.problems(task, data, limit, options.get("seed", 0), given)
-    solver = _solver(policy, verifier, task, device, backend, max_rows, kv_bytes, threads, given, prompt)
+    solver = _solver(policy, verifier, task, workers.Engine(device, backend, max_rows, kv_bytes), threads, given, prompt)
     _say_without_effect(given, task)
     each = solver.solve_each(problems, name, **options, **parameters)
     results: dict[int, Any] = {}
@@ -146,41 +161,15 @@ def evaluate(
         show.evaluation(out, evaluation, f"{name} n={parameters['n']}")
 
 
-def _compare(
-    names: list[str],
-    widths: list[int],
-    limit: int | None,
-    policy: str | None,
-    verifier: str | None,
-    select: str | None,
-    temperature: float | None,
-    seed: int | None,
-    set_: list[str] | None,
-    baseline: str,
-    plot: str | None,
-    as_json: bool,
-) -> None:
+def _compare(names: list[str], asked: compare.Settings, plot: str | None, as_json: bool) -> None:
     """Several strategies or widths on the same questions."""
     from tts.report import matched_flops
-    from tts.surfaces import compare, settings, show
+    from tts.surfaces import compare, show
 
-    settings.problems("chain", None, limit, 0, None)
     if plot:
         matched_flops.check()
-    judge = "zoo:M" if verifier in (None, "auto") else None if verifier == "none" else verifier
-    compare.chosen(baseline)
-    given = compare.Settings(
-        limit=limit or 100,
-        seed=seed or 0,
-        policy=policy or "zoo:S",
-        verifier=judge,
-        temperature=0.8 if temperature is None else temperature,
-        select=select,
-        widths=tuple(widths),
-        baseline=baseline,
-        parameters=compare.shared_parameters(names, set_),
-    )
-    found = compare.run(names, given, err)
+    compare.chosen(asked.baseline)
+    found = compare.run(names, asked, err)
     if plot:
         matched_flops.figure(found).savefig(plot, dpi=150)
     if as_json:
@@ -210,10 +199,9 @@ def check_verifier(
 ) -> None:
     """Print a verifier's calibration, ranking and biases on solutions whose steps are known."""
     from tts.calibration import report
-    from tts.surfaces import check
+    from tts.surfaces import check, settings
 
-    if not 1 <= limit <= 100_000:
-        raise ValueError(f"--limit must be in [1, 100000], got {limit}")
+    settings.check_limit(limit)
     if data != "chain" and not Path(data).is_file():
         raise ValueError(f"--data {data}: neither chain nor a file")
     solutions = check.on_chain(model, limit, seed) if data == "chain" else check.on_file(model, Path(data), task)
@@ -274,9 +262,9 @@ def demo(
 ) -> None:
     """Solve one question aloud, then show what more thinking buys on the embedded models."""
     from tts.surfaces import demo as demonstration
+    from tts.surfaces import settings
 
-    if not 1 <= limit <= 100_000:
-        raise ValueError(f"--limit must be in [1, 100000], got {limit}")
+    settings.check_limit(limit)
     rows = demonstration.run(err if as_json else out, err, limit, seed)
     if as_json:
         _print_json({"rows": rows})
@@ -345,10 +333,7 @@ def _solver(
     policy: str | None,
     verifier: str | None,
     task: str,
-    device: str,
-    backend: str | None,
-    max_rows: int,
-    kv_bytes: int | None,
+    engine: workers.Engine,
     threads: int | None,
     recipe: Recipe | None,
     prompt: str | None,
@@ -365,9 +350,7 @@ def _solver(
     if threads or policy.startswith("zoo:"):
         torch.set_num_threads(threads or 1)
     chosen = None if verifier == "none" else verifier
-    tokens = max(2 * max_rows, 2048)
-    made = _task(task, policy, recipe, prompt)
-    return Solver(policy, chosen, made, device, backend=backend, max_rows=max_rows, max_batch_tokens=tokens, kv_bytes=kv_bytes)
+    return Solver(policy, chosen, _task(task, policy, recipe, prompt), **engine.options())
 
 
 def _task(task: str, policy: str, recipe: Recipe | None, prompt: str | None) -> Any:

@@ -41,6 +41,7 @@ class Settings:
     baseline: str
     parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Each strategy takes those that it has."""
+    engine: workers.Engine = workers.ON_EACH_CORE
 
     @property
     def rules(self) -> list[str]:
@@ -207,16 +208,16 @@ def _measure(shard: Shard, given: Settings) -> tuple[dict[Method, list[Trial]], 
     problems = chain.natural(given.limit, given.seed)[shard.index :: shard.count]
     name, n = shard.strategy, shard.n
     if name == PROBE:
-        results = workers.solver(given.policy, None).solve_many(
+        results = workers.solver(given.policy, None, given.engine).solve_many(
             problems, SHARED, n=NUM_PROBES, temperature=given.temperature, seed=given.seed + 1
         )
         return {}, [sum(c.answer == r.problem.gold for c in r.candidates) / NUM_PROBES for r in results]
     if name in (GREEDY, ALONE):
         policy = given.policy if name == GREEDY else given.verifier
-        solver = workers.solver(str(policy), None)
+        solver = workers.solver(str(policy), None, given.engine)
         results = solver.solve_many(problems, SHARED, n=1, temperature=0.0, seed=given.seed)
         return {Method(name, 1, ""): [trial(r, solver.task) for r in results]}, []
-    solver = workers.solver(given.policy, given.verifier)
+    solver = workers.solver(given.policy, given.verifier, given.engine)
     options = parameters(name, n, given) | {"select": given.select, "temperature": given.temperature, "seed": given.seed}
     results = solver.solve_many(problems, name, **options)
     if name != SHARED or n is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,7 +9,15 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
-from tts.engine.model import check_supported, read_config, resolve, resolve_device, resolve_dtype
+from tts.engine.model import (
+    check_supported,
+    device_memory,
+    kv_bytes_per_token,
+    read_config,
+    resolve,
+    resolve_device,
+    resolve_dtype,
+)
 from tts.verifiers import Checkpoint
 from tts.verifiers.load import LIKELIHOOD, family_of
 
@@ -40,9 +47,7 @@ def need(role: str, source: str, is_policy: bool, n: int, max_tokens: int, devic
         inner = (AutoModelForCausalLM if is_policy or family == LIKELIHOOD else AutoModel).from_config(config)
     num_parameters = sum(p.numel() for p in inner.parameters())
     dtype, text = resolve_dtype("auto", config, place), config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    per_token = 2 * text.num_hidden_layers * heads * width * dtype.itemsize
+    per_token = kv_bytes_per_token(text, dtype)
     name = str(dtype).removeprefix("torch.")
     return Need(role, path, family, num_parameters, name, num_parameters * dtype.itemsize, per_token, per_token * n * max_tokens)
 
@@ -52,7 +57,7 @@ def plan(policy: str, verifier: str | None, n: int, max_tokens: int, device: str
     needs = [need("policy", policy, True, n, max_tokens, device)]
     if verifier is not None:
         needs.append(need("verifier", verifier, False, n, max_tokens, device))
-    total = _memory(resolve_device(device))
+    total = device_memory(resolve_device(device))
     left = total - sum(x.weights for x in needs)
     per_branch = max_tokens * sum(x.kv_per_token for x in needs)
     return {
@@ -86,12 +91,6 @@ def lines(found: dict[str, Any]) -> Sequence[str]:
             f"{found['branches_that_fit']} such branches fit at a time; more are preempted and read again: same results, slower"
         )
     return said
-
-
-def _memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _gib(size: int) -> str:

@@ -14,6 +14,7 @@ from tts.strategies import find
 from tts.tasks import Problem
 
 MAX_LIMIT = 100_000
+BOOLEANS = {"true": True, "false": False}
 NOT_ON_CHAIN = ("model_path", "prm_path", "max_tokens", "system_prompt", "custom_chat_template")
 """Keys of a recipe that the task chain replaces: it has models and prompts of its own."""
 
@@ -72,10 +73,17 @@ def typed(given: list[str] | None, types: dict[str, Any]) -> dict[str, Any]:
         name, _, value = text.partition("=")
         kind = types.get(name, str)
         try:
-            values[name] = value == "true" if kind is bool else kind(value)
-        except ValueError as error:
-            raise ValueError(f"--set {text}: {name} must be {kind.__name__}") from error
+            values[name] = BOOLEANS[value] if kind is bool else kind(value)
+        except (ValueError, KeyError) as error:
+            allowed = " or ".join(BOOLEANS) if kind is bool else kind.__name__
+            raise ValueError(f"--set {text}: {name} must be {allowed}") from error
     return values
+
+
+def check_limit(limit: int | None) -> None:
+    """Raise `ValueError` for a number of questions out of range."""
+    if limit is not None and not 1 <= limit <= MAX_LIMIT:
+        raise ValueError(f"--limit must be in [1, {MAX_LIMIT}], got {limit}")
 
 
 def widths(text: str | None) -> list[int]:
@@ -88,8 +96,7 @@ def widths(text: str | None) -> list[int]:
 
 def problems(task: str, data: str | None, limit: int | None, seed: int, recipe: Recipe | None) -> list[Problem]:
     """The questions: a JSON-lines file's, or the natural test set of chain; of those what the recipe asks for."""
-    if limit is not None and not 1 <= limit <= MAX_LIMIT:
-        raise ValueError(f"--limit must be in [1, {MAX_LIMIT}], got {limit}")
+    check_limit(limit)
     if data is None and task != "chain":
         raise ValueError(f"tts eval has no dataset for task {task!r}; it has chain. Give a JSON-lines file with --data")
     asked = recipe or Recipe()

@@ -9,12 +9,31 @@ import functools
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tts.solver import Solver
 
 MAX_PROCESSES = 8
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What changes an engine's place, speed and memory, and never a result."""
+
+    device: str = "auto"
+    backend: str | None = None
+    max_rows: int = 1024
+    kv_bytes: int | None = None
+
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of `Solver`."""
+        return asdict(self) | {"max_batch_tokens": max(2 * self.max_rows, 2048)}
+
+
+ON_EACH_CORE = Engine(kv_bytes=1 << 30)
+"""Processes that share a machine cannot each take the memory that one alone takes."""
 
 
 def count() -> int:
@@ -34,8 +53,8 @@ def _use_one_thread() -> None:
 
 
 @functools.lru_cache
-def solver(policy: str, verifier: str | None, kv_bytes: int = 1 << 30) -> Solver:
+def solver(policy: str, verifier: str | None, engine: Engine = ON_EACH_CORE) -> Solver:
     """In a worker: the solver with these models, loaded once a process."""
     from tts.solver import Solver
 
-    return Solver(policy, verifier, kv_bytes=kv_bytes)
+    return Solver(policy, verifier, **engine.options())

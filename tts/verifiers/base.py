@@ -59,16 +59,12 @@ class Verifier(Protocol):
         ...
 
 
-class Function:
-    """A user's function `(question, steps) -> one score a step` as a verifier; `steps` are the texts of a branch so far.
+class Queued:
+    """What verifiers without a model share: nodes wait until the next step, which scores them all. A subclass says `score`."""
 
-    A wrong number of scores, or one that is not a finite number, is recorded as `Invalid`: it is never silently 0.
-    """
-
-    def __init__(self, function: Callable[[str, list[str]], Sequence[float]], name: str = "function"):
-        self.name, self._function = name, function
+    def __init__(self, name: str):
+        self.name, self.num_queued_tokens, self.seconds = name, 0, 0.0
         self._queue: list[tuple[str, Node]] = []
-        self.num_queued_tokens, self.seconds = 0, 0.0
 
     @property
     def has_work(self) -> bool:
@@ -82,13 +78,28 @@ class Function:
 
     def step(self) -> list[tuple[Node, float | Exception]]:
         queue, self._queue = self._queue, []
-        return [(node, self._score(question, [n.text for n in node.path])) for question, node in queue]
+        return [(node, self.score(question, node)) for question, node in queue]
 
     def close(self, nodes: Sequence[Node]) -> None:
         gone = set(nodes)
         self._queue = [(question, node) for question, node in self._queue if node not in gone]
 
-    def _score(self, question: str, steps: list[str]) -> float | Exception:
+    def score(self, question: str, node: Node) -> float | Exception:
+        raise NotImplementedError
+
+
+class Function(Queued):
+    """A user's function `(question, steps) -> one score a step` as a verifier; `steps` are the texts of a branch so far.
+
+    A wrong number of scores, or one that is not a finite number, is recorded as `Invalid`: it is never silently 0.
+    """
+
+    def __init__(self, function: Callable[[str, list[str]], Sequence[float]], name: str = "function"):
+        super().__init__(name)
+        self._function = function
+
+    def score(self, question: str, node: Node) -> float | Exception:
+        steps = [step.text for step in node.path]
         try:
             scores = list(self._function(question, steps))
         except Exception as error:  # the user's mistake belongs to the problem on which it happened

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from tts.meter import Meter
 from tts.tree import Node
-from tts.verifiers.base import Invalid
+from tts.verifiers.base import Invalid, Queued
 
 STATISTICS = {"self-certainty": "certainty", "confidence": "confidence"}
 """Verifier name -> the sampler's statistic that it reads."""
@@ -16,7 +13,7 @@ WINDOW = 2048
 """Tokens of DeepConf's sliding group."""
 
 
-class Statistic:
+class Statistic(Queued):
     """Scores a branch by how certain the policy was of its tokens: larger is surer, never negative.
 
     `self-certainty` (Kang et al. 2025, arXiv:2502.18581) is the mean over the branch's drawn tokens of
@@ -30,31 +27,12 @@ class Statistic:
             raise ValueError(f"unknown statistic {name!r}; there are {', '.join(STATISTICS)}")
         if window < 1:
             raise ValueError(f"window must be >= 1 token, got {window}")
-        self.name, self.window = name, window
+        super().__init__(name)
+        self.window = window
         self.stats = (STATISTICS[name],)
         """What the search must ask the sampler for in every expansion."""
-        self.num_queued_tokens, self.seconds = 0, 0.0
-        self._queue: list[Node] = []
 
-    @property
-    def has_work(self) -> bool:
-        return bool(self._queue)
-
-    def check(self, question: str, num_prompt_tokens: int, max_tokens: int) -> None:
-        pass
-
-    def submit(self, question: str, nodes: Sequence[Node], meter: Meter) -> None:
-        self._queue += nodes
-
-    def step(self) -> list[tuple[Node, float | Exception]]:
-        queue, self._queue = self._queue, []
-        return [(node, self._score(node)) for node in queue]
-
-    def close(self, nodes: Sequence[Node]) -> None:
-        gone = set(nodes)
-        self._queue = [node for node in self._queue if node not in gone]
-
-    def _score(self, node: Node) -> float:
+    def score(self, question: str, node: Node) -> float:
         name = self.stats[0]
         if any(name not in step.stats for step in node.path):
             return Invalid(f"verifier {self.name}: the sampler kept no {name} of this branch")
