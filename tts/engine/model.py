@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -166,12 +167,12 @@ class Model:
         """Nominal, without attention over the context: 2 x active parameters."""
         return 2.0 * self.num_active_parameters
 
-    @property
+    @cached_property
     def attention_flops_per_context(self) -> float:
         """For one token and one token of its context: 4 x layers x query heads x head dim."""
         return 4.0 * self.config.num_hidden_layers * self.config.num_attention_heads * self.head_dim
 
-    @property
+    @cached_property
     def head_dim(self) -> int:
         return kv_sizes(self.config)[2]
 
@@ -179,7 +180,7 @@ class Model:
     def kv_bytes_per_token(self) -> int:
         return kv_bytes_per_token(self.config, self.dtype)
 
-    @property
+    @cached_property
     def max_length(self) -> int:
         """Tokens of the longest branch that is read rightly: the position window, or a sliding window, which we do not slide."""
         config = self.config
