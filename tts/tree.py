@@ -48,7 +48,7 @@ class Running(NamedTuple):
         return {"min": self.min, "prod": prod, "mean": self.sum / self.num_steps}[how]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Node:
     """One step of one branch, as strategies hold it. Its tokens and text never change once it exists."""
 

@@ -12,7 +12,7 @@ from tts.tree import Node
 from tts_kernels.pages import PagedKV
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Prefill:
     """Tokens of a chain of nodes on their way into one KV node, in chunks; it is split at the nodes' ends when they are in."""
 

@@ -7,6 +7,7 @@ token, rows that ended become nodes. All children of a node are drawn from one r
 from __future__ import annotations
 
 import bisect
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -30,7 +31,7 @@ from tts_kernels.pages import OutOfPages
 UNLIMITED = 1 << 30
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Group:
     """What waits for one node to be ready: rows to be drawn from it, and requests for its hidden state."""
 
@@ -46,7 +47,7 @@ class Group:
         return bool(self.rows and self.rows[0].tokens)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Job:
     """A prefill in flight, for the parent of a group or for the tokens that a row already has."""
 
@@ -274,8 +275,8 @@ class Policy:
         )
         row.state, row.steps_left = recipe.start_state, recipe.num_steps
         if recipe.forced:
-            row.tokens = list(recipe.forced)
-            row.logprobs = row.confidence = row.certainty = [float("nan")] * len(recipe.forced)
+            row.tokens = recipe.forced
+            row.logprobs = row.confidence = row.certainty = (math.nan,) * len(recipe.forced)
             row.state = self.stops.walk(row.state, recipe.forced)
         return row
 
@@ -470,7 +471,7 @@ class Policy:
         for i in np.flatnonzero(rows.has_watch[slots]).tolist():
             watched[i] = self._is_below(int(slots[i]))
         for slot in slots[(kind == STEP) & ~is_step & ~is_limit].tolist():
-            rows.held[slot].cuts.append(int(rows.count[slot]))
+            rows.held[slot].cuts += (int(rows.count[slot]),)
         ended = is_stop | is_step | is_limit | watched
         which = np.select([is_stop, is_limit, is_step], [0, 1, 2], 3)[ended]
         leaving = slots[ended].tolist()

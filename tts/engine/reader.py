@@ -20,7 +20,7 @@ from tts.tree import Node
 from tts_kernels.pages import OutOfPages
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Passage:
     """What one forward pass read of one prefill: its tokens `begin` to `end`, whose hidden states begin at row `first_row`."""
 
@@ -35,7 +35,7 @@ class Passage:
         return [(n, end + shift) for n, end in zip(self.prefill.nodes, self.prefill.ends) if self.begin < end <= self.end]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Job:
     node: Node
     meter: Meter

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ class Recipe:
         return bool(self.watch or self.stats)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Row:
     """One child of one expansion: its place in the tree, and its tokens while it is out of the batch."""
 
@@ -51,11 +52,11 @@ class Row:
     """Tokens, forced ones included, at which it ends ..."""
     limit_end: str
     """... and how: `length` or `cut`."""
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    confidence: list[float] = field(default_factory=list)
-    certainty: list[float] = field(default_factory=list)
-    cuts: list[int] = field(default_factory=list)
+    tokens: Sequence[int] = ()
+    logprobs: Sequence[float] = ()
+    confidence: Sequence[float] = ()
+    certainty: Sequence[float] = ()
+    cuts: tuple[int, ...] = ()
     """Token counts at which a step ended inside an expansion over several steps."""
     state: int = 0
     steps_left: int = 0

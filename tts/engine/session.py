@@ -10,7 +10,7 @@ from tts.meter import Meter
 from tts.tree import Node, Prompt
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Session:
     """One problem as an engine sees it: how to write its prompts, how to draw, whom to charge."""
 
@@ -35,7 +35,7 @@ class Session:
         return [*self.roots.values(), *self.nodes, *self.cancelled]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Ticket:
     """A move in progress: `results` in order, filled as they come."""
 
