@@ -102,11 +102,11 @@ def arms(problem: SearchProblem, p: Hybrid, nodes: list[Node]) -> list[Arm]:
 
 def choose(rng: random.Random, found: list[Arm], best: float, ledger: Ledger, p: Hybrid) -> Arm | None:
     """The arm of the largest (drawn value - best answer's score) per token; None where that is below the price: stop."""
-    gains = []
+    gains, cost = [], {name: ledger.cost(name) for name in {arm.name for arm in found}}
     for arm in found:
         if math.isfinite(arm.score):
             r = min(max(arm.score, 0.0), 1.0)
             drawn = rng.betavariate(1 + p.trust * r, 1 + p.trust * (1 - r))
-            gains.append(((drawn - best) / ledger.cost(arm.name), arm))
+            gains.append(((drawn - best) / cost[arm.name], arm))
     gain, arm = max(gains, key=lambda pair: pair[0])  # a restart is always among them
     return arm if gain > p.price else None

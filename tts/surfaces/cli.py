@@ -14,9 +14,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from tts.surfaces import workers
+
 if TYPE_CHECKING:
     from tts.presets.recipe import Recipe
-    from tts.surfaces import compare, workers
+    from tts.surfaces import compare
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_show_locals=False)
 out, err = Console(), Console(stderr=True)
@@ -64,7 +66,7 @@ def solve(
     as_json: JsonOption = False,
 ) -> None:
     """Search one problem and print its answer."""
-    from tts.surfaces import settings, show, workers
+    from tts.surfaces import settings, show
 
     given = settings.read_recipe(recipe)
     name = strategy or (given.strategy if given else "beam")
@@ -110,7 +112,7 @@ def evaluate(
     """Accuracy on a task with its confidence interval and its cost: of one strategy, or of several side by side."""
     from tts.evaluation import evaluate as grade
     from tts.presets.columns import columns
-    from tts.surfaces import compare, settings, show, workers
+    from tts.surfaces import compare, settings, show
 
     if format not in ("table", "search-and-learn"):
         raise ValueError(f"--format must be table or search-and-learn, got {format!r}")
@@ -380,6 +382,7 @@ def _print_json(value: Any) -> None:
 
 def main() -> None:
     """Run the command line; what a user can mend ends with one line on stderr and exit code 2."""
+    workers.collect_seldom()
     try:
         app(standalone_mode=True)
     except ValueError as error:
