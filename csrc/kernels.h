@@ -172,7 +172,7 @@ TTS_API int tts_sample(int64_t R, int64_t V, int64_t N, int64_t A, const float* 
 TTS_API int tts_ceiling(int which, double seconds, double* out);
 
 /* The same on an NVIDIA GPU, in a library that was built where nvcc is; else these do not exist. Pointers are the device's but
- * for `caches`, whose list of addresses is the host's; `stream` is a cudaStream_t. A call returns when its one launch is under
+ * for `caches`, whose list of addresses is the host's; `stream` is a cudaStream_t. A call returns when its launches are under
  * way, so values on the device are not checked: ranges of indices are the caller's to keep. */
 
 /* workspace: 24*N bytes, for segments of more than 1,024 rows. Children beyond `capacity` are left out of `parents`. */
@@ -188,6 +188,14 @@ TTS_API int tts_cuda_score(int dtype, int64_t N, int64_t E, int64_t C, const voi
 TTS_API int tts_cuda_copy_tails(int dtype, int64_t N, int64_t C, int64_t G, int64_t D, int64_t P, int64_t S,
                                 const int32_t* sources, const int32_t* destinations, const int32_t* counts, void* const* caches,
                                 int64_t caches_page, int64_t caches_head, int64_t caches_slot, void* stream);
+
+/* workspace: 24*N*ceil(V/256) bytes, aligned to 16. V at most 2^28. Two launches.
+ * Bytes: 4*V per run of neighbours that share row and temperature; what filters read again is in cache. */
+TTS_API int tts_cuda_sample(int64_t R, int64_t V, int64_t N, int64_t A, const float* logits, const int32_t* row,
+                            const int64_t* key, const int64_t* position, const float* temperature, const int32_t* top_k,
+                            const float* top_p, const float* min_p, const int32_t* state, const int32_t* next_state,
+                            int with_statistics, void* workspace, int64_t* token, float* logprob, int32_t* next,
+                            float* confidence, float* certainty, void* stream);
 
 #ifdef __cplusplus
 }
