@@ -18,7 +18,9 @@ def commands() -> None:
 @app.command()
 def kernels(
     out: Annotated[Path, typer.Option(help="JSONL file; one row is appended for each case.")],
-    device: Annotated[str, typer.Option(help="cpu is the only one so far.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="cpu, or cuda: the families that have GPU kernels, timed by events on the device.")
+    ] = "cpu",
     families: Annotated[str | None, typer.Option(help="Comma-separated; all by default.")] = None,
     only: Annotated[str | None, typer.Option(help="Only cases whose name contains this.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few cases of each family, a minute in all.")] = False,
@@ -35,10 +37,14 @@ def kernels(
 
     from benchmarks.kernels import run, table
 
-    if device != "cpu" or dtype not in run.DTYPES:
-        raise typer.BadParameter(f"measured so far: --device cpu, --dtype {'|'.join(run.DTYPES)}; got {device}, {dtype}")
+    if device not in ("cpu", "cuda") or dtype not in run.DTYPES:
+        raise typer.BadParameter(f"there are --device cpu|cuda, --dtype {'|'.join(run.DTYPES)}; got {device}, {dtype}")
+    try:
+        setting = run.make_setting(dtype, device, vllm)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     chosen = families.split(",") if families else None
-    rows = run.run(out, chosen, only or "", quick, dtype, seconds or (0.5 if quick else 2.0), vllm)
+    rows = run.run(out, chosen, only or "", quick, setting, seconds or (0.5 if quick else 2.0))
     table.show(rows)
     if plot:
         from benchmarks.kernels.plot import save
