@@ -84,8 +84,8 @@ TTS_API int tts_silu_and_mul(int dtype, int64_t M, int64_t F, const void* x, int
 
 /* Write N new keys and values into their slots of one layer's pages.
  *   k, v T[N,G,D] with tokens and heads *_token, *_head apart and dense D; keys, values T[P,G,S,D] in place, with pages, heads
- *   and slots *_page, *_head, *_slot apart and dense D; slots i64[N] in [0, P*S)
- * Bytes: 4*N*G*D * sizeof(T). Unchecked: the slots are distinct. */
+ *   and slots *_page, *_head, *_slot apart and dense D; slots i64[N] in [0, P*S), or -1: not written
+ * Bytes: 4*N*G*D * sizeof(T). Unchecked: the slots are distinct where they are not -1. */
 TTS_API int tts_append(int dtype, int64_t N, int64_t G, int64_t D, int64_t P, int64_t S, const void* k, int64_t k_token,
                        int64_t k_head, const void* v, int64_t v_token, int64_t v_head, void* keys, int64_t keys_page,
                        int64_t keys_head, int64_t keys_slot, void* values, int64_t values_page, int64_t values_head,
