@@ -32,6 +32,7 @@ class Sequences:
         )
         settings = llama_cpp.llama_context_default_params()
         settings.n_ctx, settings.n_batch, settings.n_seq_max = num_cells, BATCH, num_sequences
+        settings.n_outputs_max = num_sequences
         settings.n_threads = settings.n_threads_batch = threads
         settings.kv_unified = True  # shares prefixes: one KV cell serves several sequences
         self.context = llama_cpp.llama_init_from_model(self.model, settings)
@@ -210,6 +211,11 @@ def main() -> None:
     llama_cpp.llama_backend_init()
     size = sum(len(steps[0]["parents"]) for steps in trace["steps"]), num_cells(trace), threads
     sequences = Sequences(question["policy"], *size)
+    if "greedy" in question:
+        beams = Beams(sequences, trace["prompts"], 1)
+        beams.step(beams.ids, [question["greedy"]] * len(beams.ids), make_sampler(is_greedy=True))
+        print(json.dumps({"drawn": [text[-question["greedy"] :] for text in beams.texts]}), flush=True)
+        return
     verifier = None
     if trace["has_verifier"] and question["line"] == "cached":
         verifier = CachedVerifier(question["verifier"], question["separator"], *size)

@@ -11,6 +11,7 @@ import time
 from itertools import chain
 
 import torch
+import transformers
 from reencode import Reencoder
 from transformers import AutoModelForCausalLM, DynamicCache
 
@@ -62,6 +63,14 @@ def run(model, verifier, trace: dict, num_steps: int) -> float:
     return time.perf_counter() - begin
 
 
+@torch.inference_mode()
+def greedy(model, prompts: list[list[int]], count: int) -> list[list[int]]:
+    """`count` tokens behind each prompt; the prompts have one length."""
+    tokens = torch.tensor(prompts)
+    settings = {"do_sample": False, "max_new_tokens": count, "eos_token_id": None, "pad_token_id": 0}
+    return model.generate(tokens, attention_mask=torch.ones_like(tokens), **settings)[:, tokens.shape[1] :].tolist()
+
+
 def warm_up(trace: dict) -> dict:
     """Two tokens of every beam on a short prompt."""
     first = [
@@ -75,6 +84,9 @@ def main() -> None:
     trace = question["trace"]
     torch.set_num_threads(question["threads"])
     model = AutoModelForCausalLM.from_pretrained(question["policy"], dtype="auto", attn_implementation="sdpa").eval()
+    if "greedy" in question:
+        print(json.dumps({"drawn": greedy(model, trace["prompts"], question["greedy"])}), flush=True)
+        return
     verifier = Reencoder(question["verifier"], question["separator"], 4) if trace["has_verifier"] else None
     run(model, verifier, warm_up(trace), 1)
     if verifier is not None:
@@ -82,7 +94,9 @@ def main() -> None:
     seconds = run(model, verifier, trace, len(trace["steps"][0]))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     read = verifier.num_tokens if verifier else 0
-    print(json.dumps({"total_s": seconds, "verifier_tokens": read, "peak_mb": peak}), flush=True)
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    answer = {"total_s": seconds, "verifier_tokens": read, "peak_mb": peak, "versions": versions}
+    print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A checkpoint of the Qwen2 or Llama architecture as a BF16 GGUF, bit for bit; norms and biases in float32, as llama.cpp wants."""
+"""A checkpoint of the Qwen2 or Llama architecture as a BF16 GGUF, bit for bit: norms and biases in float32, as it must be."""
 
 import json
 from pathlib import Path
