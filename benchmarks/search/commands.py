@@ -132,6 +132,17 @@ def agree(
     _exit(rows)
 
 
+@app.command()
+def report(
+    readme: Annotated[Path, typer.Argument(help="The file with the marks.")] = Path("README.md"),
+    device: Annotated[str, typer.Option(help="Whose rows: benchmarks/results/search*-DEVICE.jsonl.")] = "cpu",
+) -> None:
+    """Write the README's tables and the pictures from the result files."""
+    from benchmarks.search import report
+
+    report.write(readme, device)
+
+
 def _pythons(peers: str, transformers: Path | None, vllm: Path | None, llamacpp: Path | None) -> dict[str, Path | None]:
     known = dict(zip(PEERS, (transformers or Path(sys.executable), vllm, llamacpp)))
     asked = [name for name in peers.split(",") if name]

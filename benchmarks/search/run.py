@@ -139,6 +139,7 @@ def medians(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
             timed = sorted((r for r in several if "total_s" in r), key=lambda r: r["total_s"])
             middle = timed[(len(timed) - 1) // 2] if timed else several[-1]
             if timed:
-                middle = middle | {"total_s": statistics.median(r["total_s"] for r in timed)}
+                seconds = statistics.median(r["total_s"] for r in timed)
+                middle = middle | {"total_s": seconds, "tokens_per_s": middle["tokens"] / seconds}
             found.setdefault(trace, {})[engine] = middle
     return found

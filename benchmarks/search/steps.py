@@ -66,18 +66,22 @@ def _natural(setup: Setup) -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """Medians over the repeats."""
-    names = dict.fromkeys(row["trace"] for row in rows)
-    figures = {name: _medians([row for row in rows if row["trace"] == name]) for name in names}
+    found_of = figures(rows)
     table = Table("measured", "ms a decode step", "tokens/s", "problems/s", "ms beyond the forward, a step")
-    for name, found in figures.items():
+    for name, found in found_of.items():
         cells = (found.get(field) for field in ("step_ms", "tokens_per_s", "problems_per_s", "beyond_ms"))
         table.add_row(name, *("" if value is None else f"{value:,.2f}" for value in cells))
     console = Console(width=110)
     console.print(table)
-    at_once, in_turn = (figures.get(name, {}).get("total_s") for name in ("four at once", "four in turn"))
+    at_once, in_turn = (found_of.get(name, {}).get("total_s") for name in ("four at once", "four in turn"))
     if at_once and in_turn:
         console.print(f"four problems at once: {in_turn / at_once:.2f} x the throughput of one after the other")
+
+
+def figures(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Medians over the repeats, by what was measured."""
+    names = dict.fromkeys(row["trace"] for row in rows)
+    return {name: _medians([row for row in rows if row["trace"] == name]) for name in names}
 
 
 def _medians(rows: list[dict[str, Any]]) -> dict[str, float]:
