@@ -8,7 +8,6 @@ Verifier, where the trace has one: its head stands in the output layer and is re
 """
 
 import ctypes
-import importlib.metadata
 import json
 import math
 import resource
@@ -230,7 +229,7 @@ def main() -> None:
         "total_s": seconds,
         "verifier_tokens": verifier.num_tokens if verifier else 0,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "versions": {"llama-cpp-python": importlib.metadata.version("llama-cpp-python")},
+        "versions": {"llama-cpp-python": llama_cpp.__version__},
     }
     print(json.dumps(answer), flush=True)
 

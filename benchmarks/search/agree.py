@@ -27,6 +27,8 @@ def run(setup: Setup) -> list[dict[str, Any]]:
     judge = Judge(setup)
     rows = []
     for line in lines(setup.pythons, has_verifier=False):
+        if line.way == "continuous":
+            continue  # the same forward passes as without
         row = {"trace": trace.name, "engine": line.name} | trace.shape() | ask(setup, line, question)
         if "drawn" in row:
             row |= judge.compare(question["trace"]["prompts"], row["drawn"])

@@ -29,8 +29,8 @@ class Line:
     name: str
     command: list[str]
     """Empty for a peer without an environment."""
-    verifier: str = ""
-    """How a trace's verifier is run, for engines with more than one way."""
+    way: str = ""
+    """For an engine with more than one way to follow a trace."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,11 @@ class Setup:
 
 
 OURS = Line("tts", [sys.executable, "-m", "benchmarks.search.engine"])
+WAYS = {"transformers": {"cache": "", "continuous": ", continuous batching"}}
+"""By peer, the ways that are measured, each with what its rows are called."""
+WAYS_WITH_VERIFIER = WAYS | {
+    name: {"reencode": ", PRM re-encodes", "cached": ", PRM on prefix cache"} for name in ("vllm", "llamacpp")
+}
 
 
 def lines(pythons: dict[str, Path | None], has_verifier: bool) -> Iterator[Line]:
@@ -62,11 +67,9 @@ def lines(pythons: dict[str, Path | None], has_verifier: bool) -> Iterator[Line]
     yield OURS
     for name, python in pythons.items():
         command = [str(python), str(PEERS / f"search_{name}.py")] if python else []
-        if name in ("vllm", "llamacpp") and has_verifier:
-            yield Line(f"{name}, PRM re-encodes", command, "reencode")
-            yield Line(f"{name}, PRM on prefix cache", command, "cached")
-        else:
-            yield Line(name, command)
+        ways = WAYS_WITH_VERIFIER if has_verifier else WAYS
+        for way, title in ways.get(name, {"": ""}).items():
+            yield Line(f"{name}{title}", command, way)
 
 
 def run(setup: Setup, traces: Sequence[Trace]) -> list[dict[str, Any]]:
@@ -108,7 +111,7 @@ def ask(setup: Setup, line: Line, question: dict[str, Any]) -> dict[str, Any]:
     if not line.command:
         return {"error": "no environment: see benchmarks/peers/*.sh"}
     environment = os.environ | pinning.settings(setup.threads)
-    asked = json.dumps(question | {"line": line.verifier}) + "\n"
+    asked = json.dumps(question | {"line": line.way}) + "\n"
     try:
         done = subprocess.run(
             line.command, input=asked, capture_output=True, text=True, env=environment, timeout=setup.timeout, cwd=ROOT
