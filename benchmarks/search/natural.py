@@ -33,7 +33,10 @@ def time_forward() -> Callable[[], float]:
 
 
 def measure(question: dict) -> dict:
-    """Every `count`-th problem of the set: seconds, and by pass of the policy the time in and beyond all forward passes."""
+    """Every `count`-th problem of the set: seconds, and by pass of the policy the time in and beyond all forward passes.
+
+    With `in_turn` one problem after the other: a pass then has the rows of one.
+    """
     torch.set_num_threads(1)
     problems = natural(question["problems"], SEED)[question["index"] :: question["count"]]
     solver = Solver(policy="zoo:S", verifier="zoo:M")
@@ -41,7 +44,8 @@ def measure(question: dict) -> dict:
     passes_before = solver.policy.num_passes
     forward = time_forward()
     begin = time.perf_counter()
-    results = solver.solve_many(problems, "beam", n=question["n"], seed=SEED)
+    groups = [[problem] for problem in problems] if question["in_turn"] else [problems]
+    results = [result for group in groups for result in solver.solve_many(group, "beam", n=question["n"], seed=SEED)]
     seconds = time.perf_counter() - begin
     passes = solver.policy.num_passes - passes_before
     return {

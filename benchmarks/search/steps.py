@@ -26,7 +26,7 @@ def run(setup: Setup) -> list[dict[str, Any]]:
     for repeat in range(setup.repeats):
         for row in _measure(setup):
             rows.append(setup.with_machine(row | {"engine": OURS.name, "repeat": repeat}))
-            if row["trace"] == "natural":
+            if "natural" in row["trace"]:
                 rows[-1] |= {"model": "zoo:S, zoo:M"}
             append_line(setup.out, rows[-1])
             print(f"{row['trace']}: {row.get('error') or row['total_s']}", file=sys.stderr, flush=True)
@@ -41,17 +41,18 @@ def _measure(setup: Setup) -> Iterator[dict[str, Any]]:
     four = beam("four", 16, 4, 4, 32, problems=4)
     for name, in_turn in (("four at once", False), ("four in turn", True)):
         yield {"trace": name} | four.shape() | ask(setup, OURS, question_of(setup, four) | {"in_turn": in_turn})
-    yield {"trace": "natural"} | _natural(setup)
+    yield {"trace": "natural set"} | _natural(setup, NUM_NATURAL, in_turn=False)
+    yield {"trace": "natural set, in turn"} | _natural(setup, NUM_NATURAL // 10, in_turn=True)
 
 
-def _natural(setup: Setup) -> dict[str, Any]:
+def _natural(setup: Setup, problems: int, in_turn: bool) -> dict[str, Any]:
     """All shares at once, one thread each; the slowest says when the set is done."""
     cores = sorted(os.sched_getaffinity(0))[: setup.threads]
 
     def share(index: int) -> dict[str, Any]:
         # A core for each: OpenMP would pin them all to the first.
         command = ["taskset", "-c", str(cores[index]), sys.executable, "-m", "benchmarks.search.natural"]
-        question = {"problems": NUM_NATURAL, "n": 64, "index": index, "count": len(cores)}
+        question = {"problems": problems, "n": 64, "index": index, "count": len(cores), "in_turn": in_turn}
         return ask(replace(setup, threads=1), Line(OURS.name, command), question)
 
     with ThreadPoolExecutor(len(cores)) as pool:
