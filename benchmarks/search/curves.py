@@ -15,7 +15,7 @@ AXES = {
     "prompt": (512, 1024, 2048, 4096, 8192),
     "problems": (1, 2, 4, 8),
 }
-LABELS = {"n": "N", "steps": "steps of 32 tokens", "prompt": "prompt, tokens", "problems": "problems at once"}
+LABELS = {"n": "beams", "steps": "steps of 32 tokens", "prompt": "tokens of prompt", "problems": "problems at once"}
 PANELS = {"total_s": "seconds", "tokens_per_s": "tokens/s", "peak_mb": "peak MB"}
 
 
@@ -51,17 +51,17 @@ def save(rows: list[dict[str, Any]], path: Path) -> None:
         panel.set_ylabel(label)
     for panel in panels.flat:
         if panel in panels[0]:
-            panel.set_yscale("log")  # as x is: a straight line of slope 1 is a cost in proportion
+            panel.set_yscale("log", base=2)  # as x is: a straight line of slope 1 is a cost in proportion
+            panel.yaxis.set_major_formatter("{x:g}")
         else:
-            panel.set_ylim(bottom=0)
+            panel.set_ylim(0, 1.05 * panel.get_ylim()[1])
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0, 0].legend(fontsize=8)
     row = rows[0]
-    fixed = ", ".join(f"{LABELS[axis]}: {value}" for axis, value in POINT.items())
-    figure.suptitle(
-        f"{row['model']}, bf16, {row['threads']} threads, {row['cpu']}, commit {row['commit']}\nelse {fixed}", fontsize=9
-    )
+    fixed = f"what is not on the axis: {', '.join(f'{value} {LABELS[axis]}' for axis, value in POINT.items())}"
+    where = f"{row['model']}, bf16, {row['threads']} threads, {row['cpu']}, commit {row['commit']}"
+    figure.suptitle(f"{where}\n{fixed}", fontsize=9)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 
