@@ -24,6 +24,15 @@ SHAPES = {
         "vocab_size": 128256,
         "tie_word_embeddings": True,
     },
+    "zoo-s": {
+        "hidden_size": 48,
+        "intermediate_size": 112,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 3,
+        "vocab_size": 27,
+        "tie_word_embeddings": True,
+    },
     "tiny": {
         "hidden_size": 64,
         "intermediate_size": 128,
@@ -34,6 +43,8 @@ SHAPES = {
         "tie_word_embeddings": True,
     },
 }
+LLAMAS = ("llama-3.2-1b", "zoo-s")
+"""The others are of the Qwen2 architecture."""
 SEPARATOR = "\n"
 """Between the verifier's steps."""
 
@@ -50,7 +61,7 @@ def make(shape: str, folder: Path) -> tuple[Path, Path]:
         Qwen2ForTokenClassification,
     )
 
-    is_llama = shape.startswith("llama")
+    is_llama = shape in LLAMAS
     config = (LlamaConfig if is_llama else Qwen2Config)(
         **SHAPES[shape], max_position_embeddings=32768, bos_token_id=None, eos_token_id=None, num_labels=2
     )
