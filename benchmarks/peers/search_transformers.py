@@ -7,7 +7,6 @@ for the beams. Beams of different lengths stay in the batch until the longest ha
 """
 
 import json
-import resource
 import sys
 import time
 from functools import partial
@@ -15,6 +14,7 @@ from itertools import chain
 
 import torch
 import transformers
+from loading import load, peak_mb
 from reencode import Reencoder
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, DynamicCache, GenerationConfig
 
@@ -28,17 +28,17 @@ class Beams:
         self.model, self.n = model, n
         self.texts = [list(prompt) for prompt in prompts for _ in range(n)]
         self.cache = DynamicCache(config=model.config)
-        out = model(input_ids=torch.tensor(prompts), past_key_values=self.cache, logits_to_keep=1)
+        out = model(input_ids=torch.tensor(prompts, device=model.device), past_key_values=self.cache, logits_to_keep=1)
         self.cache.batch_repeat_interleave(n)
         self.logits = out.logits[:, -1].repeat_interleave(n, 0)
-        self.mask = torch.ones(len(self.texts), len(prompts[0]), dtype=torch.long)
+        self.mask = torch.ones(len(self.texts), len(prompts[0]), dtype=torch.long, device=model.device)
 
     def step(self, parents: list[int], lengths: list[int]) -> None:
-        at = torch.tensor(parents)
+        at = torch.tensor(parents, device=self.model.device)
         self.cache.reorder_cache(at)
         self.logits, self.mask = self.logits[at], self.mask[at]
         self.texts = [list(self.texts[i]) for i in parents]
-        left = torch.tensor(lengths)
+        left = torch.tensor(lengths, device=self.model.device)
         while left.max() > 0:
             drawn = torch.multinomial(torch.softmax(self.logits.float(), -1), 1)
             lives = left > 0
@@ -109,7 +109,7 @@ def run(make_beams, verifier, trace: dict, num_steps: int) -> float:
 @torch.inference_mode()
 def greedy(model, prompts: list[list[int]], count: int) -> list[list[int]]:
     """`count` tokens behind each prompt; the prompts have one length."""
-    tokens = torch.tensor(prompts)
+    tokens = torch.tensor(prompts, device=model.device)
     settings = {"do_sample": False, "max_new_tokens": count, "eos_token_id": None, "pad_token_id": 0}
     return model.generate(tokens, attention_mask=torch.ones_like(tokens), **settings)[:, tokens.shape[1] :].tolist()
 
@@ -126,11 +126,14 @@ def main() -> None:
     question = json.loads(sys.stdin.readline())
     trace = question["trace"]
     torch.set_num_threads(question["threads"])
-    model = AutoModelForCausalLM.from_pretrained(question["policy"], dtype="auto", attn_implementation="sdpa").eval()
+    device = question["device"]
+    model = load(AutoModelForCausalLM, question["policy"], device)
     if "greedy" in question:
         print(json.dumps({"drawn": greedy(model, trace["prompts"], question["greedy"])}), flush=True)
         return
-    verifier = Reencoder(question["verifier"], question["separator"], 4) if trace["has_verifier"] else None
+    verifier = None
+    if trace["has_verifier"]:  # a GPU reads more texts at a time than a CPU's caches hold
+        verifier = Reencoder(question["verifier"], question["separator"], 4 if device == "cpu" else 16, device)
     manager = start_continuous(model, trace) if question["line"] == "continuous" else None
     make_beams = partial(ContinuousBeams, manager) if manager else partial(Beams, model)
     run(make_beams, verifier, warm_up(trace), 1)
@@ -139,10 +142,9 @@ def main() -> None:
     seconds = run(make_beams, verifier, trace, len(trace["steps"][0]))
     if manager:
         manager.stop()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     read = verifier.num_tokens if verifier else 0
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    answer = {"total_s": seconds, "verifier_tokens": read, "peak_mb": peak, "versions": versions}
+    answer = {"total_s": seconds, "verifier_tokens": read, "peak_mb": peak_mb(device), "versions": versions}
     print(json.dumps(answer), flush=True)
 
 

@@ -45,6 +45,7 @@ def search(
     repeats: Repeats = REPEATS,
     timeout: Timeout = TIMEOUT,
     plot: Plot = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda, for this package and transformers.")] = "cpu",
 ) -> None:
     """Follow traces of whole searches with this package and with the peers."""
     if context.invoked_subcommand:
@@ -59,7 +60,7 @@ def search(
         traces = list(all_traces().values()) if trace == "all" else named(trace.split(","))
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--trace") from error
-    setup = Setup(out, model, work, threads, repeats, timeout, _pythons(peers, transformers, vllm, llamacpp))
+    setup = Setup(out, model, work, threads, repeats, timeout, _pythons(peers, transformers, vllm, llamacpp), device)
     rows = run(setup, traces)
     table.show(rows)
     if plot:

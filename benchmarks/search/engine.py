@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import sys
 import time
@@ -14,7 +13,9 @@ from typing import Any
 
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from benchmarks.peers.loading import load, peak_mb
 from benchmarks.search.checkpoints import SEPARATOR, text_of
+from tts.engine.graphs import capture_on
 from tts.engine.model import Model
 from tts.engine.policy import Policy
 from tts.engine.sampling import Sampling
@@ -83,7 +84,7 @@ class TimedPolicy(Policy):
     """Keeps the seconds of every pass that does nothing but decode, by the number of its rows."""
 
     def __init__(self, model: Model, num_pages: int):
-        super().__init__(model, num_pages)
+        super().__init__(model, num_pages, capture=capture_on(model.device))
         self.decode_seconds: defaultdict[int, list[float]] = defaultdict(list)
 
     def step(self) -> list[Ticket]:
@@ -100,15 +101,16 @@ def measure(question: dict) -> dict:
     `step_ms` is the median of the passes in which every beam of every problem drew one token, sampling included.
     """
     trace, pages = question["trace"], question["pages"]
-    policy = TimedPolicy(_model(question["policy"], AutoModelForCausalLM), pages)
+    device = question["device"]
+    policy = TimedPolicy(_model(question["policy"], AutoModelForCausalLM, device), pages)
     verifiers = {}
     if trace["has_verifier"]:
-        model = _model(question["verifier"], AutoModel)  # its head is read by the family
+        model = _model(question["verifier"], AutoModel, device)  # its head is read by the family
         verifiers["prm"] = PRM(model, TRL(separator=SEPARATOR), pages)
     search = Search(policy, verifiers, AsWritten())
     strategy = Strategy("trace", "a trace", Traced, follow, trace["has_verifier"])
     problems = [Problem("".join(map(text_of, prompt)), id=str(i)) for i, prompt in enumerate(trace["prompts"])]
-    for num_steps in (1, None):  # the first run warms
+    for num_steps in (None if device == "cuda" else 1, None):  # the first run warms; on a GPU it captures every graph
         passes_before = policy.num_passes
         followed = Traced({str(i): steps[:num_steps] for i, steps in enumerate(trace["steps"])}, trace["has_verifier"])
         sampling = Sampling(1.0, max_tokens=question["max_tokens"])
@@ -125,14 +127,13 @@ def measure(question: dict) -> dict:
         "verifier_tokens": sum(o.session.meter.verifier_tokens for o in outcomes),
         "policy_passes": policy.num_passes - passes_before,
         "step_ms": 1e3 * statistics.median(full) if full else None,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mb": peak_mb(device),
     }
 
 
-def _model(folder: str, kind: Any) -> Model:
+def _model(folder: str, kind: Any, device: str) -> Model:
     """The tokenizer as it was saved: transformers would put the architecture's own in its place."""
-    inner = kind.from_pretrained(folder, dtype="auto", attn_implementation="sdpa")
-    return Model(inner, PreTrainedTokenizerFast.from_pretrained(folder), folder)
+    return Model(load(kind, folder, device), PreTrainedTokenizerFast.from_pretrained(folder), folder)
 
 
 def _run(search: Search, requests: list[Request]) -> tuple[float, list]:
@@ -147,7 +148,7 @@ def _run(search: Search, requests: list[Request]) -> tuple[float, list]:
 
 def greedy(question: dict) -> dict:
     """The tokens that follow each prompt, all prompts at once."""
-    policy = Policy(_model(question["policy"], AutoModelForCausalLM), question["pages"])
+    policy = Policy(_model(question["policy"], AutoModelForCausalLM, question["device"]), question["pages"])
     count = question["greedy"]
     strategy = Strategy("greedy", "greedy", Traced, follow, False)
     problems = [Problem("".join(map(text_of, prompt)), id=str(i)) for i, prompt in enumerate(question["trace"]["prompts"])]

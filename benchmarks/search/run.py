@@ -47,10 +47,12 @@ class Setup:
     """Seconds that one engine may take for one trace."""
     pythons: dict[str, Path | None]
     """The peers, each with the Python of its environment; None for one that has none: its rows say so."""
+    device: str = "cpu"
+    """On `cuda` every engine makes its random weights on the device."""
 
     def with_machine(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row with what all rows say of where they come from; versions of the peer's own stay."""
-        shared = machine() | {"threads": self.threads, "model": self.shape}
+        shared = machine(self.device) | {"threads": self.threads, "model": self.shape}
         return row | shared | {"versions": shared["versions"] | row.get("versions", {})}
 
 
@@ -90,7 +92,7 @@ def run(setup: Setup, traces: Sequence[Trace]) -> list[dict[str, Any]]:
 
 
 def question_of(setup: Setup, trace: Trace) -> dict[str, Any]:
-    policy, verifier = make(setup.shape, setup.work)
+    policy, verifier = make(setup.shape, setup.work, has_weights=setup.device == "cpu")
     separator = SHAPES[setup.shape]["vocab_size"] - 1
     most_drawn = sum(max(max(s.lengths) for s in depth) for depth in zip(*trace.steps))
     tokens = trace.num_new_tokens + PAGE_SIZE * sum(len(step.parents) for steps in trace.steps for step in steps)
@@ -100,6 +102,7 @@ def question_of(setup: Setup, trace: Trace) -> dict[str, Any]:
         "verifier": str(verifier),
         "separator": separator,
         "threads": setup.threads,
+        "device": setup.device,
         "max_tokens": most_drawn,
         "max_length": max(map(len, trace.prompts)) + most_drawn + 64,
         "pages": 2 * tokens // PAGE_SIZE,
