@@ -51,7 +51,7 @@ part build 100 python setup.py build_ext --inplace
 part backends 20 bash -c list_backends
 
 # All that runs on the device: conformance of every backend there, what only these kernels promise, a search, the clock.
-part tests 110 python -m pytest tests/kernels/test_conformance.py tests/kernels/test_triton.py tests/kernels/test_benchmarks.py \
+part tests 110 python -m pytest tests/kernels/test_conformance.py tests/kernels/test_triton.py tests/test_kernel_benchmarks.py \
   tests/engine/test_gpu.py -k "cuda or triton or gpu" --durations=20
 
 # The cases without half types and layouts: a kernel under the sanitizer takes a hundred times as long.
@@ -67,5 +67,6 @@ for model in llama-3.2-1b llama-3.1-8b; do
 done
 rm -rf "$results/models"
 
-printf '\n%s\n' "${summary[@]}"
+echo
+printf '%s\n' "${summary[@]}"
 exit "$has_failed"

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModel, AutoModelForCausalLM
 
 pytest.importorskip("tts_kernels.native")
-sys.path.append(str(Path(__file__).parents[2]))  # behind what is installed: benchmarks are not
+sys.path.append(str(Path(__file__).parents[1]))  # behind what is installed: benchmarks are not
 
 from benchmarks.kernels import flashinfer, flex, gpu, run, sdpa
 from benchmarks.kernels.attend import Judge
@@ -15,6 +16,9 @@ from benchmarks.kernels.cases import FAMILIES, Case, PeerError, Setting, Variant
 from benchmarks.kernels.floors import Work
 from benchmarks.kernels.timing import on_the_host, times
 from benchmarks.kernels.trees import Heads, Level, Tree, grow
+from benchmarks.peers.loading import load
+from benchmarks.search.checkpoints import make
+from tts.engine.weights import Weights
 
 SETTING = Setting(dtype="f32", cold_bytes=1)
 HEADS = Heads("4/2x16", 4, 2, 16, 3)
@@ -96,6 +100,14 @@ def test_variants_are_sampled_in_turn_by_whatever_clock_prepares_them():
     assert {name: round(t.at(0.5), 6) for name, t in found.items()} == {"ours": 2.0, "peer": 3.0}
     assert missing == {"other": "it times itself"}
     assert on_the_host(variants["ours"])()[0] > 0
+
+
+def test_a_shape_without_weights_is_loaded_with_random_ones_and_its_head_read(tmp_path):
+    for folder, kind, width in zip(make("zoo-s", tmp_path, has_weights=False), (AutoModelForCausalLM, AutoModel), (27, 48)):
+        model = load(kind, str(folder), "cpu")
+        out = model(torch.arange(4)[None])[0]
+        assert out.dtype == torch.bfloat16 and out.shape == (1, 4, width) and out.isfinite().all() and out.std() > 0
+    assert Weights(str(folder)).tensor("score.weight").shape == (2, 48)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
