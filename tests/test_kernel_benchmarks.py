@@ -24,7 +24,15 @@ SETTING = Setting(dtype="f32", cold_bytes=1)
 HEADS = Heads("4/2x16", 4, 2, 16, 3)
 TREE = Tree("three levels", (Level(1, 37), Level(2, 5), Level(2, 3), Level(6, 4)))
 CHUNKS = Tree("chunks of 3 tokens", (Level(1, 20), Level(2, 3)), new=3)
-SMALL = {"decode 64 rows", "64 steps x 896", "64x16 top", "64x16 softmax", "64 children, node table", "2048+1x64"}
+SMALL = {
+    "tails of 4 tokens",
+    "decode 64 rows",
+    "64 steps x 896",
+    "64x16 top",
+    "64x16 softmax",
+    "64 children, node table",
+    "2048+1x64",
+}
 
 
 @pytest.mark.parametrize("tree", [TREE, CHUNKS], ids=lambda tree: tree.name)
@@ -67,7 +75,7 @@ def test_a_peer_that_is_not_installed_is_named_with_the_reason():
 def test_cases_make_nothing_on_another_device_than_the_one_they_are_asked_for():
     """Whatever is made without a device comes out on `meta`, where it has no values: the op would refuse it."""
     specs = [spec for make in FAMILIES.values() for spec in make() if "cuda" in spec.devices]
-    assert {spec.op for spec in specs} == {"append", "attend", "fork", "prune", "sample", "score"}
+    assert {spec.op for spec in specs} == {"append", "attend", "copy_tails", "fork", "prune", "sample", "score"}
     specs = [spec for spec in specs if any(name in spec.name for name in SMALL) and "32/8" not in spec.name]
     for spec in specs:
         torch.set_default_device("meta")

@@ -52,7 +52,7 @@ def _copy_tails(launchers: Launchers) -> Callable[..., None]:
         if strides[-1] != 1 or any(cache.stride() != strides for cache in caches):
             raise ValueError(f"copy_tails: caches must all have the strides of the first, {strides}, and a dense last dim")
         sources, destinations, counts = dense_all(sources, destinations, counts)
-        addresses = torch.tensor([cache.data_ptr() for cache in caches])
+        addresses = torch.tensor([cache.data_ptr() for cache in caches], device="cpu")
         copies = *(x.data_ptr() for x in (sources, destinations, counts)), addresses.data_ptr()
         sizes = len(sources), len(caches), G, D, P, S
         launchers["cuda_copy_tails"](DTYPES[caches[0].dtype], *sizes, *copies, *strides[:3], _stream(sources))

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.kernels import append, attend, elementwise, fork, forward, gpu, linear, prune, sample, score  # noqa: F401  (registers them)
+from benchmarks.kernels import append, attend, copy_tails, elementwise, fork, forward, gpu, linear, prune, sample, score  # noqa: F401  (registers them)
 from benchmarks.kernels.cases import DTYPES, FAMILIES, Case, PeerError, Setting, Spec, cold_bytes
 from benchmarks.kernels.floors import Ceilings, floor
 from benchmarks.kernels.timing import Times, on_the_host, seconds_of, times
