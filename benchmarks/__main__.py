@@ -7,7 +7,12 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.search.commands import app as search
+
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_show_locals=False)
+
+
+app.add_typer(search, name="search")
 
 
 @app.callback()
@@ -18,7 +23,9 @@ def commands() -> None:
 @app.command()
 def kernels(
     out: Annotated[Path, typer.Option(help="JSONL file; one row is appended for each case.")],
-    device: Annotated[str, typer.Option(help="cpu is the only one so far.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="cpu, or cuda: the families that have GPU kernels, timed by events on the device.")
+    ] = "cpu",
     families: Annotated[str | None, typer.Option(help="Comma-separated; all by default.")] = None,
     only: Annotated[str | None, typer.Option(help="Only cases whose name contains this.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few cases of each family, a minute in all.")] = False,
@@ -35,10 +42,14 @@ def kernels(
 
     from benchmarks.kernels import run, table
 
-    if device != "cpu" or dtype not in run.DTYPES:
-        raise typer.BadParameter(f"measured so far: --device cpu, --dtype {'|'.join(run.DTYPES)}; got {device}, {dtype}")
+    if device not in ("cpu", "cuda") or dtype not in run.DTYPES:
+        raise typer.BadParameter(f"there are --device cpu|cuda, --dtype {'|'.join(run.DTYPES)}; got {device}, {dtype}")
+    try:
+        setting = run.make_setting(dtype, device, vllm)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     chosen = families.split(",") if families else None
-    rows = run.run(out, chosen, only or "", quick, dtype, seconds or (0.5 if quick else 2.0), vllm)
+    rows = run.run(out, chosen, only or "", quick, setting, seconds or (0.5 if quick else 2.0))
     table.show(rows)
     if plot:
         from benchmarks.kernels.plot import save
@@ -67,32 +78,6 @@ def verifier(
 
 
 @app.command()
-def search(
-    out: Annotated[Path, typer.Option(help="JSONL file; one row is appended for each trace, engine and repeat.")],
-    trace: Annotated[str, typer.Option(help="Comma-separated names of benchmarks/search/traces.py.")] = "beam,beam+prm",
-    transformers: Annotated[Path | None, typer.Option(help="Python with transformers, as a peer.")] = None,
-    vllm: Annotated[Path | None, typer.Option(help="Python of the environment that peers/vllm_cpu.sh made.")] = None,
-    model: Annotated[
-        str, typer.Option(help="Shape of the random weights: see benchmarks/search/checkpoints.py.")
-    ] = "qwen2.5-0.5b",
-    work: Annotated[Path, typer.Option(help="Folder for the checkpoints (2 GB).")] = Path("build/checkpoints"),
-    threads: Annotated[int, typer.Option(min=1, help="Pinned to one core each, for every engine.")] = 2,
-    repeats: Annotated[int, typer.Option(min=1, help="The engines take turns; the table shows medians.")] = 3,
-    timeout: Annotated[float, typer.Option(help="Seconds after which an engine's process is given up.")] = 1800,
-    plot: Annotated[Path | None, typer.Option(help="PNG of the tokens per second.")] = None,
-) -> None:
-    """Follow traces of whole searches with this package and with the peers whose Python is given."""
-    from benchmarks.search import run, table
-
-    pythons = {name: python for name, python in (("transformers", transformers), ("vllm", vllm)) if python is not None}
-    rows = run.run(out, trace.split(","), pythons, model, work, threads, repeats, timeout)
-    table.show(rows)
-    if plot:
-        table.save(rows, plot)
-    raise typer.Exit(0 if all("total_s" in row for row in rows if row["engine"] == table.OURS) else 1)
-
-
-@app.command()
 def aot(
     out: Annotated[Path, typer.Option(help="JSON file: a list with a row for each compiled kernel.")],
     quick: Annotated[bool, typer.Option("--quick", help="A few configurations for two of the targets, a minute in all.")] = False,
@@ -108,7 +93,7 @@ def aot(
 @app.command()
 def show(
     results: Annotated[Path, typer.Argument(help="JSONL file that `kernels` or `search` wrote.")],
-    plot: Annotated[Path | None, typer.Option(help="PNG of achieved / floor.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG of the same picture as with the measurement.")] = None,
 ) -> None:
     """The table, and the plot, of rows that were measured before."""
     import json

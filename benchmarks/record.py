@@ -14,9 +14,11 @@ from typing import Any
 import torch
 
 
-def machine() -> dict[str, Any]:
+def machine(device: str = "cpu") -> dict[str, Any]:
     """Where and with what; the fields that all rows of a run share."""
-    return {
+    on_gpu = {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda} if device == "cuda" else {}
+    return on_gpu | {
+        "device": device,
         "threads": torch.get_num_threads(),
         "cpu": _cpu(),
         "commit": _commit(),

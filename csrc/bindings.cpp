@@ -64,5 +64,6 @@ PYBIND11_MODULE(_native, module) {
   define(module, "cuda_prune", tts_cuda_prune);
   define(module, "cuda_score", tts_cuda_score);
   define(module, "cuda_copy_tails", tts_cuda_copy_tails);
+  define(module, "cuda_sample", tts_cuda_sample);
 #endif
 }

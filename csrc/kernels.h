@@ -84,8 +84,8 @@ TTS_API int tts_silu_and_mul(int dtype, int64_t M, int64_t F, const void* x, int
 
 /* Write N new keys and values into their slots of one layer's pages.
  *   k, v T[N,G,D] with tokens and heads *_token, *_head apart and dense D; keys, values T[P,G,S,D] in place, with pages, heads
- *   and slots *_page, *_head, *_slot apart and dense D; slots i64[N] in [0, P*S)
- * Bytes: 4*N*G*D * sizeof(T). Unchecked: the slots are distinct. */
+ *   and slots *_page, *_head, *_slot apart and dense D; slots i64[N] in [0, P*S), or -1: not written
+ * Bytes: 4*N*G*D * sizeof(T). Unchecked: the slots are distinct where they are not -1. */
 TTS_API int tts_append(int dtype, int64_t N, int64_t G, int64_t D, int64_t P, int64_t S, const void* k, int64_t k_token,
                        int64_t k_head, const void* v, int64_t v_token, int64_t v_head, void* keys, int64_t keys_page,
                        int64_t keys_head, int64_t keys_slot, void* values, int64_t values_page, int64_t values_head,
@@ -172,7 +172,7 @@ TTS_API int tts_sample(int64_t R, int64_t V, int64_t N, int64_t A, const float* 
 TTS_API int tts_ceiling(int which, double seconds, double* out);
 
 /* The same on an NVIDIA GPU, in a library that was built where nvcc is; else these do not exist. Pointers are the device's but
- * for `caches`, whose list of addresses is the host's; `stream` is a cudaStream_t. A call returns when its one launch is under
+ * for `caches`, whose list of addresses is the host's; `stream` is a cudaStream_t. A call returns when its launches are under
  * way, so values on the device are not checked: ranges of indices are the caller's to keep. */
 
 /* workspace: 24*N bytes, for segments of more than 1,024 rows. Children beyond `capacity` are left out of `parents`. */
@@ -188,6 +188,14 @@ TTS_API int tts_cuda_score(int dtype, int64_t N, int64_t E, int64_t C, const voi
 TTS_API int tts_cuda_copy_tails(int dtype, int64_t N, int64_t C, int64_t G, int64_t D, int64_t P, int64_t S,
                                 const int32_t* sources, const int32_t* destinations, const int32_t* counts, void* const* caches,
                                 int64_t caches_page, int64_t caches_head, int64_t caches_slot, void* stream);
+
+/* workspace: 24*N*ceil(V/256) bytes, aligned to 16. V at most 2^28. Two launches.
+ * Bytes: 4*V per run of neighbours that share row and temperature; what filters read again is in cache. */
+TTS_API int tts_cuda_sample(int64_t R, int64_t V, int64_t N, int64_t A, const float* logits, const int32_t* row,
+                            const int64_t* key, const int64_t* position, const float* temperature, const int32_t* top_k,
+                            const float* top_p, const float* min_p, const int32_t* state, const int32_t* next_state,
+                            int with_statistics, void* workspace, int64_t* token, float* logprob, int32_t* next,
+                            float* confidence, float* certainty, void* stream);
 
 #ifdef __cplusplus
 }

@@ -12,6 +12,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from tts import selection, strategies, tasks
+from tts.engine.graphs import capture_on
 from tts.engine.model import Model, device_memory
 from tts.engine.policy import Policy
 from tts.engine.sampling import Sampling, root_key
@@ -158,12 +159,13 @@ class Solver:
         loaded = [model, judging, *(o.model for o in (opened, opened_meta) if o)]
         num_pages = _num_pages([m for m in loaded if m], page_size, kv_bytes)
         self.has_verifier = verifier is not None
-        self.policy = Policy(model, num_pages, page_size, max_rows, max_batch_tokens)
+        capture = capture_on(model.device)
+        self.policy = Policy(model, num_pages, page_size, max_rows, max_batch_tokens, capture)
         self.verifier = self._make_verifier(verifier, opened, num_pages, page_size, max_batch_tokens)
         verifiers = {VERIFIER: self.verifier}
         if meta is not None:
             verifiers[META] = self._make_verifier(meta, opened_meta, num_pages, page_size, max_batch_tokens)
-        models = {GRM: Policy(judging, num_pages, page_size, max_rows, max_batch_tokens)} if judging else {}
+        models = {GRM: Policy(judging, num_pages, page_size, max_rows, max_batch_tokens, capture)} if judging else {}
         self.search = Search(self.policy, verifiers, self.task, models)
 
     def solve(self, problem: str | Problem, strategy: str = "beam", **options: Any) -> Result:

@@ -52,7 +52,7 @@ def _copy_tails(launchers: Launchers) -> Callable[..., None]:
         if strides[-1] != 1 or any(cache.stride() != strides for cache in caches):
             raise ValueError(f"copy_tails: caches must all have the strides of the first, {strides}, and a dense last dim")
         sources, destinations, counts = dense_all(sources, destinations, counts)
-        addresses = torch.tensor([cache.data_ptr() for cache in caches])
+        addresses = torch.tensor([cache.data_ptr() for cache in caches], device="cpu")
         copies = *(x.data_ptr() for x in (sources, destinations, counts)), addresses.data_ptr()
         sizes = len(sources), len(caches), G, D, P, S
         launchers["cuda_copy_tails"](DTYPES[caches[0].dtype], *sizes, *copies, *strides[:3], _stream(sources))
@@ -60,9 +60,25 @@ def _copy_tails(launchers: Launchers) -> Callable[..., None]:
     return copy_tails
 
 
+def _sample(launchers: Launchers) -> Callable[..., None]:
+    def sample(*inputs, **outputs):
+        *tensors, with_statistics = inputs
+        tensors = dense_all(*tensors)
+        logits, row, next_state = tensors[0], tensors[1], tensors[9]
+        num_draws, vocabulary = len(row), logits.shape[1]
+        workspace = torch.empty(3 * num_draws * -(-vocabulary // 256), dtype=torch.int64, device=logits.device)
+        sizes = *logits.shape, num_draws, next_state.shape[0]
+        pointers = [x.data_ptr() for x in tensors]
+        results = workspace.data_ptr(), *(x.data_ptr() for x in outputs.values())
+        launchers["cuda_sample"](*sizes, *pointers, with_statistics, *results, _stream(logits))
+
+    return sample
+
+
 def kernels(launchers: Launchers) -> dict[str, Callable[..., None]]:
     """The kernels by the name of their op."""
-    return {"prune": _prune(launchers), "score": _score(launchers), "copy_tails": _copy_tails(launchers)}
+    makers = {"prune": _prune, "score": _score, "copy_tails": _copy_tails, "sample": _sample}
+    return {name: make(launchers) for name, make in makers.items()}
 
 
 def register(launchers: Launchers) -> None:

@@ -116,7 +116,7 @@ def _copy_tails(sources, destinations, counts, caches):
     (P, G, S, D), strides = caches[0].shape, caches[0].stride()
     if any(cache.stride() != strides for cache in caches):
         raise ValueError(f"copy_tails: caches must all have the strides of the first, {strides}")
-    addresses = torch.tensor([cache.data_ptr() for cache in caches])
+    addresses = torch.tensor([cache.data_ptr() for cache in caches], device="cpu")
     copies = dense_all(sources, destinations, counts)
     sizes = sources.shape[0], len(caches), G, D, P, S
     inputs = *(t.data_ptr() for t in copies), addresses.data_ptr(), *strides[:3]

@@ -199,8 +199,11 @@ class PagedKV:
             self._free_nodes.append(int(node))
             node = int(self._parent[node])
 
-    def plan(self, leaves: ArrayLike, indptr: ArrayLike) -> Plan:
-        """The work items of rows that end in the distinct nodes `leaves`, row b adding tokens `indptr[b]:indptr[b+1]`."""
+    def plan(self, leaves: ArrayLike, indptr: ArrayLike, device: torch.device | str | None = None) -> Plan:
+        """The work items of rows that end in the distinct nodes `leaves`, row b adding tokens `indptr[b]:indptr[b+1]`.
+
+        It is made on the host and given on `device`, the pool's where there is none.
+        """
         while True:
             max_items, max_spans = self._plan_capacity
             made = plan(
@@ -214,7 +217,7 @@ class PagedKV:
             items, spans = made.needed.tolist()
             if items <= max_items and spans <= max_spans:
                 parts = (made.items[:items], made.item_indptr[: items + 1], made.spans[:spans])
-                return Plan(*(x.to(self.pool.device) for x in parts))
+                return Plan(*(x.to(device or self.pool.device) for x in parts))
             self._plan_capacity = (2 * items, 2 * spans)
 
     def check(self) -> None:

@@ -26,11 +26,12 @@ def append() -> Iterator[Spec]:
 def _case(heads: Heads, tokens: int, is_decode: bool, setting: Setting) -> Case:
     """A decode step writes one slot in the middle of a page for each row, a prefill whole pages in order."""
     dtype, num_pages = setting.torch_dtype, tokens if is_decode else -(-tokens // PAGE_SIZE)
-    slots = torch.arange(tokens) * PAGE_SIZE + 5 if is_decode else torch.arange(tokens)
-    key, value = random((tokens, heads.G, heads.D), dtype), random((tokens, heads.G, heads.D), dtype, 1)
+    device = setting.device
+    slots = torch.arange(tokens, device=device) * (PAGE_SIZE if is_decode else 1) + (5 if is_decode else 0)
+    key, value = (random((tokens, heads.G, heads.D), dtype, seed, device) for seed in (0, 1))
     written = 2 * tokens * heads.G * heads.D * dtype.itemsize
     count = copies(written, setting)
-    kv = PagedKV(num_pages, PAGE_SIZE, count, heads.G, heads.D, dtype)
+    kv = PagedKV(num_pages, PAGE_SIZE, count, heads.G, heads.D, dtype, device)
     kv.pool.zero_()  # the first touch of a page is the system's work, not the op's
 
     def check():
@@ -47,7 +48,7 @@ def _case(heads: Heads, tokens: int, is_decode: bool, setting: Setting) -> Case:
         cold=f"pages: {count} layers in turn, {count * written >> 20} MiB written; the new keys and values are not",
         check=check,
         ours=Variant(lambda: tts_kernels.append(key, value, *next_pages(), slots)),
-        backend=tts_kernels.append.choose("cpu", dtype).name,
+        backend=tts_kernels.append.choose(device, dtype).name,
     )
     page, offset = slots // PAGE_SIZE, slots % PAGE_SIZE
 

@@ -58,6 +58,8 @@ class Case:
             self.peers[name] = make()
         except PeerError as error:
             self.missing[name] = str(error)
+        except Exception as error:  # noqa: BLE001  (other people's code, which must not end the run)
+            self.missing[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Setting:
     """What the makers of cases have to know."""
 
     dtype: str = "bf16"
+    device: str = "cpu"
     cold_bytes: int = 256 << 20
     """Data that is to be cold is rotated through at least so many bytes."""
     max_bytes: int = 3 << 30
@@ -86,6 +89,8 @@ class Spec:
     name: str
     is_quick: bool
     make: Callable[[Setting], Case]
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    """Where it can be measured: not on a GPU where the op has no kernel of ours for it."""
 
 
 FAMILIES: dict[str, Callable[[], Iterator[Spec]]] = {}
@@ -97,8 +102,10 @@ def family(make: Callable[[], Iterator[Spec]]) -> Callable[[], Iterator[Spec]]:
     return make
 
 
-def cold_bytes() -> int:
+def cold_bytes(device: str = "cpu") -> int:
     """Three times the last cache, at least 256 MB."""
+    if device == "cuda":
+        return max(256 << 20, 3 * torch.cuda.get_device_properties(device).L2_cache_size)
     try:
         last = os.sysconf("SC_LEVEL3_CACHE_SIZE")
     except (ValueError, OSError):
@@ -122,9 +129,9 @@ def nbytes(*tensors: torch.Tensor) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def random(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
-    """Standard normal."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+def random(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0, device: str = "cpu") -> torch.Tensor:
+    """Standard normal, the same on every device."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), device="cpu").to(device, dtype)
 
 
 def error(result: torch.Tensor, exact: torch.Tensor) -> float:

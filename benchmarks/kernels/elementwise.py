@@ -19,13 +19,13 @@ EPS = 1e-6
 @family
 def rms_norm() -> Iterator[Spec]:
     for M, E in ((1, 896), (16, 896), (64, 896), (64 * 14, 64), (64, 4096)):
-        yield Spec("rms_norm", f"{M} rows x {E}", (M, E) == (64, 896), partial(_norm_case, M, E))
+        yield Spec("rms_norm", f"{M} rows x {E}", (M, E) == (64, 896), partial(_norm_case, M, E), ("cpu",))
 
 
 @family
 def silu_and_mul() -> Iterator[Spec]:
     for M, width in ((1, 4864), (16, 4864), (64, 4864), (64, 14336)):
-        yield Spec("silu_and_mul", f"{M} rows x {width}", (M, width) == (64, 4864), partial(_activation_case, M, width))
+        yield Spec("silu_and_mul", f"{M} rows x {width}", (M, width) == (64, 4864), partial(_activation_case, M, width), ("cpu",))
 
 
 def _norm_case(M: int, E: int, setting: Setting) -> Case:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tts_kernels.native import ceilings
+from tts_kernels.native import CEILINGS
 
 MEMORY = ("dram_read", "dram_copy", "cache_read")
 
@@ -49,10 +50,11 @@ class Ceilings:
     two within minutes, so a figure of the run's start says nothing of a case five minutes later.
     """
 
-    def __init__(self, seconds: float):
-        self.at_start = ceilings(seconds)
+    def __init__(self, seconds: float, measure: Callable[[float, Sequence[str]], dict[str, float]]):
+        self._measure = measure
+        self.at_start = measure(seconds, CEILINGS)
         self._seconds = seconds / 2
 
     def beside(self, rate: str) -> dict[str, float]:
         """The ceilings with that of `rate` measured now."""
-        return self.at_start | ceilings(self._seconds, [rate])
+        return self.at_start | self._measure(self._seconds, [rate])

@@ -21,7 +21,7 @@ AttentionInterface.register(WITHOUT_ATTENTION, lambda module, query, *_, **__: (
 @family
 def forward() -> Iterator[Spec]:
     for M in ROWS:
-        yield Spec("forward", f"Qwen2.5-0.5B shape, no attention, M={M}", False, partial(_case, M))
+        yield Spec("forward", f"Qwen2.5-0.5B shape, no attention, M={M}", False, partial(_case, M), ("cpu",))
 
 
 def _case(M: int, setting: Setting) -> Case:

@@ -43,7 +43,7 @@ QUICK = {("qkv", 4), ("gate_up", 1), ("gate_up", 64), ("down", 16)}
 def linear() -> Iterator[Spec]:
     for name, (K, N, has_bias) in SHAPES.items():
         for M in ROWS:
-            yield Spec("linear", f"{name} {K}->{N} M={M}", (name, M) in QUICK, partial(_case, M, N, K, has_bias))
+            yield Spec("linear", f"{name} {K}->{N} M={M}", (name, M) in QUICK, partial(_case, M, N, K, has_bias), ("cpu",))
 
 
 def _case(M: int, N: int, K: int, has_bias: bool, setting: Setting) -> Case:

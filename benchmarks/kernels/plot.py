@@ -30,6 +30,7 @@ def save(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set_xlabel("floor / median time (1: as fast as the machine's ceilings allow)")
     axes.legend(fontsize=7, loc="lower right")
     if rows:
-        axes.set_title(f"{rows[0]['cpu']}, {rows[0]['threads']} threads, commit {rows[0]['commit']}", fontsize=8)
+        place = rows[0].get("gpu") or f"{rows[0]['cpu']}, {rows[0]['threads']} threads"
+        axes.set_title(f"{place}, commit {rows[0]['commit']}", fontsize=8)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

@@ -24,9 +24,9 @@ def prune() -> Iterator[Spec]:
 def _case(rows: int, rule: str, setting: Setting) -> Case:
     """Each problem keeps a quarter of its rows, four children each, or shares as many children out by softmax."""
     capacity, keep = PROBLEMS * rows, rows // EXPAND
-    scores = random((capacity,), torch.float32)
-    indptr = torch.arange(PROBLEMS + 1, dtype=torch.int32) * rows
-    totals, keeps = (torch.full((PROBLEMS,), n, dtype=torch.int32) for n in (rows, keep))
+    scores, on_device = random((capacity,), torch.float32, 0, setting.device), {"dtype": torch.int32, "device": setting.device}
+    indptr = torch.arange(PROBLEMS + 1, **on_device) * rows
+    totals, keeps = (torch.full((PROBLEMS,), n, **on_device) for n in (rows, keep))
     inputs = scores, indptr, totals, keeps, None, rule, 0.5, capacity
     outputs = tts_kernels.prune(*inputs)
 
@@ -39,7 +39,7 @@ def _case(rows: int, rule: str, setting: Setting) -> Case:
         cold="nothing: the scores were written just before",
         check=check,
         ours=Variant(lambda: tts_kernels.prune(*inputs, out=outputs)),
-        backend=tts_kernels.prune.choose("cpu").name,
+        backend=tts_kernels.prune.choose(setting.device).name,
     )
     case.add_peer("topk", lambda: _topk(scores.view(PROBLEMS, rows), keep, rule))
     return case
@@ -49,5 +49,5 @@ def _topk(scores: torch.Tensor, keep: int, rule: str) -> Variant:
     """Survivors and the row of each child, for problems of one size: torch has nothing for ragged ones."""
     if rule != "top":
         raise PeerError(f"torch has no selection by {rule}")
-    first = torch.arange(len(scores))[:, None] * scores.shape[1]
+    first = torch.arange(len(scores), device=scores.device)[:, None] * scores.shape[1]
     return Variant(lambda: (torch.topk(scores, keep, dim=1).indices + first).flatten().repeat_interleave(EXPAND))

@@ -8,34 +8,34 @@ import os
 import statistics
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.kernels import append, attend, elementwise, fork, forward, linear, prune, sample, score  # noqa: F401  (registers them)
+from benchmarks.kernels import append, attend, copy_tails, elementwise, fork, forward, gpu, linear, prune, sample, score  # noqa: F401  (registers them)
 from benchmarks.kernels.cases import DTYPES, FAMILIES, Case, PeerError, Setting, Spec, cold_bytes
 from benchmarks.kernels.floors import Ceilings, floor
-from benchmarks.kernels.timing import Times, seconds_of, times
+from benchmarks.kernels.timing import Times, on_the_host, seconds_of, times
 from benchmarks.kernels.vllm import Peer
 from benchmarks.record import append_line, machine
+from tts_kernels import native
 
-__all__ = ["DTYPES", "run"]
+__all__ = ["DTYPES", "make_setting", "run"]
 
 
-def run(
-    out: Path, families: list[str] | None, only: str, quick: bool, dtype: str, seconds: float, vllm: Path | None
-) -> list[dict[str, Any]]:
+def run(out: Path, families: list[str] | None, only: str, quick: bool, setting: Setting, seconds: float) -> list[dict[str, Any]]:
     """Measure the cases of the families whose name contains `only`; `seconds` each. The rows are appended to `out`, too."""
     unknown = set(families or ()) - set(FAMILIES)
     if unknown:
         raise SystemExit(f"no family {', '.join(sorted(unknown))}; there are {', '.join(FAMILIES)}")
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    made, setting = machine(), _setting(dtype, vllm)
-    ceilings = Ceilings(0.4 if quick else 1.0)
+    made = machine(setting.device)
+    ceilings = Ceilings(0.4 if quick else 1.0, gpu.ceilings if setting.device == "cuda" else native.ceilings)
     _print_ceilings(ceilings.at_start)
     rows = []
-    for spec in _specs(families, only, quick):
+    for spec in _specs(families, only, quick, setting.device):
         row = measure(spec, setting, ceilings, seconds) | made
         if setting.vllm is not None:
             row["versions"] = row["versions"] | setting.vllm.versions
@@ -64,9 +64,13 @@ def measure(spec: Spec, setting: Setting, ceilings: Ceilings, seconds: float) ->
     }
     if row["is_correct"]:
         before = ceilings.beside(case.work.rate)
-        found = times({"ours": case.ours, **case.peers}, case.missing, seconds)
+        clock = gpu.Clock(setting.cold_bytes) if setting.device == "cuda" else None
+        prepare = clock.prepare if clock else on_the_host
+        found = times({"ours": case.ours, **case.peers}, case.missing, seconds, prepare)
         after = ceilings.beside(case.work.rate)
         row |= _figures(case, found, {name: max(before[name], after[name]) for name in before})
+        if clock:
+            row["is_graph"] = {name: clock.is_graph[{"ours": case.ours, **case.peers}[name]] for name in found}
     row |= {"peer_missing": case.missing, **case.details}
     del case
     gc.collect()
@@ -92,27 +96,33 @@ def _figures(case: Case, found: dict[str, Times], rates: dict[str, float]) -> di
     }
     if case.parts:
         figures["floor_added_us"] = sum(floor(part, case.dtype, rates).us for part in case.parts)
-    if case.work.exps:
+    if case.work.exps and rates["f32_exp2"]:
         figures["exp2_us"] = 1e6 * case.work.exps / rates["f32_exp2"]
     if case.ours.plan is not None:
         figures["plan_us"] = 1e6 * statistics.median(seconds_of(case.ours.plan) for _ in range(5))
     return figures
 
 
-def _specs(families: list[str] | None, only: str, quick: bool) -> Iterator[Spec]:
+def _specs(families: list[str] | None, only: str, quick: bool, device: str) -> Iterator[Spec]:
     for name in families or FAMILIES:
-        yield from (spec for spec in FAMILIES[name]() if only in spec.name and (spec.is_quick or not quick))
+        for spec in FAMILIES[name]():
+            if only in spec.name and (spec.is_quick or not quick) and device in spec.devices:
+                yield spec
 
 
-def _setting(dtype: str, vllm: Path | None) -> Setting:
-    setting = Setting(dtype=dtype, cold_bytes=cold_bytes())
+def make_setting(dtype: str, device: str, vllm: Path | None) -> Setting:
+    """Raises `ValueError` where there is no such device, or no kernels of ours for it."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no GPU")
+    max_bytes = torch.cuda.mem_get_info()[1] // 8 if device == "cuda" else 3 << 30
+    setting = Setting(dtype, device, cold_bytes(device), max_bytes)
     if vllm is None:
         return setting
     try:
-        return Setting(dtype, setting.cold_bytes, vllm=Peer(vllm, torch.get_num_threads()))
+        return replace(setting, vllm=Peer(vllm, int(os.environ["OMP_NUM_THREADS"])))
     except (OSError, PeerError) as error:
         print(f"vllm_cpu: {error}", file=sys.stderr)
-        return Setting(dtype, setting.cold_bytes, vllm_reason=f"could not be started: {error}")
+        return replace(setting, vllm_reason=f"could not be started: {error}")
 
 
 def _print_ceilings(found: dict[str, float]) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 
 import tts_kernels
+from benchmarks.kernels import flashinfer
 from benchmarks.kernels.cases import Case, Setting, Spec, Variant, copies, family, nbytes, random, rotate
 from benchmarks.kernels.floors import Work
 from tts_kernels.philox import uniform
@@ -28,12 +29,13 @@ def sample() -> Iterator[Spec]:
 
 
 def _case(rows: int, siblings: int, top_p: float, with_statistics: bool, setting: Setting) -> Case:
-    logits = 3 * random((rows, VOCABULARY), torch.float32)
-    N = rows * siblings
-    row = torch.arange(rows, dtype=torch.int32).repeat_interleave(siblings)
-    key, position = torch.arange(N) * 7919, torch.full((N,), 100)
-    f32 = [torch.full((N,), value) for value in (TEMPERATURE, top_p, 0.0)]
-    zeros, next_state = torch.zeros(N, dtype=torch.int32), torch.zeros(1, VOCABULARY, dtype=torch.int32)
+    device = setting.device
+    logits = 3 * random((rows, VOCABULARY), torch.float32, 0, device)
+    N, i32 = rows * siblings, {"dtype": torch.int32, "device": device}
+    row = torch.arange(rows, **i32).repeat_interleave(siblings)
+    key, position = torch.arange(N, device=device) * 7919, torch.full((N,), 100, device=device)
+    f32 = [torch.full((N,), value, device=device) for value in (TEMPERATURE, top_p, 0.0)]
+    zeros, next_state = torch.zeros(N, **i32), torch.zeros(1, VOCABULARY, **i32)
     rest = row, key, position, f32[0], zeros, f32[1], f32[2], zeros, next_state, int(with_statistics)
     outputs = tts_kernels.sample(logits, *rest)
     count = copies(nbytes(logits), setting)
@@ -45,10 +47,12 @@ def _case(rows: int, siblings: int, top_p: float, with_statistics: bool, setting
         cold=f"logits: {count} copies in turn, {count * nbytes(logits) >> 20} MiB",
         check=lambda: (_misplaced(tts_kernels.sample(logits, *rest), logits, row, key, position, top_p), ALLOWED),
         ours=Variant(lambda: tts_kernels.sample(next_logits(), *rest, out=outputs)),
-        backend=tts_kernels.sample.choose("cpu").name,
+        backend=tts_kernels.sample.choose(device).name,
     )
     multinomial = _multinomial if top_p == 1 else _multinomial_top_p
     case.add_peer("multinomial", lambda: Variant(lambda: multinomial(next_logits_of_torch(), siblings)))
+    if device == "cuda":
+        case.add_peer("flashinfer", lambda: flashinfer.sample(all_logits, row.long(), TEMPERATURE, top_p))
     return case
 
 
@@ -72,8 +76,7 @@ def _misplaced(result, logits: torch.Tensor, row, key, position, top_p: float) -
 
 
 def _multinomial(logits: torch.Tensor, siblings: int) -> torch.Tensor:
-    """At least two draws: a single one takes another path in torch, noise for every logit, and 25 times as long."""
-    return torch.multinomial(torch.softmax(logits / TEMPERATURE, -1), max(2, siblings), replacement=True)[:, :siblings]
+    return _drawn(torch.softmax(logits / TEMPERATURE, -1), siblings)
 
 
 def _multinomial_top_p(logits: torch.Tensor, siblings: int) -> torch.Tensor:
@@ -83,4 +86,9 @@ def _multinomial_top_p(logits: torch.Tensor, siblings: int) -> torch.Tensor:
     removed = ordered.softmax(-1).cumsum(-1) <= 1 - TOP_P
     removed[:, -1] = False
     filtered = tempered.masked_fill(removed.scatter(1, index, removed), float("-inf"))
-    return torch.multinomial(torch.softmax(filtered, -1), max(2, siblings), replacement=True)[:, :siblings]
+    return _drawn(torch.softmax(filtered, -1), siblings)
+
+
+def _drawn(p: torch.Tensor, siblings: int) -> torch.Tensor:
+    """On the CPU at least two draws: a single one takes another path in torch, noise for every logit, and 25 times as long."""
+    return torch.multinomial(p, siblings if p.is_cuda else max(2, siblings), replacement=True)[:, :siblings]

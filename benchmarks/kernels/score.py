@@ -36,8 +36,10 @@ def score() -> Iterator[Spec]:
 
 def _case(steps: int, width: int, setting: Setting) -> Case:
     dtype = setting.torch_dtype
-    hidden, head = random((steps, width), dtype), (random((LABELS, width), torch.float32, 1) / width**0.5).to(dtype)
-    before = torch.tensor([[0.5, -1.0, 2.0, 3.0]]).repeat(steps, 1)
+    device = setting.device
+    hidden, head = random((steps, width), dtype, 0, device), random((LABELS, width), torch.float32, 1, device)
+    head = (head / width**0.5).to(dtype)
+    before = torch.tensor([[0.5, -1.0, 2.0, 3.0]], device=device).repeat(steps, 1)
     count = copies(nbytes(hidden), setting)
     hiddens = [hidden.clone() for _ in range(count)]
 
@@ -48,7 +50,7 @@ def _case(steps: int, width: int, setting: Setting) -> Case:
         # The running aggregates are up to 8 times as large as a score.
         return max(error(result.out, exact), error(result.running, running) / 8), allowance(exact, plain) + 1e-6
 
-    outputs = torch.empty(steps), torch.empty(steps, 4)
+    outputs = torch.empty(steps, device=device), torch.empty(steps, 4, device=device)
     next_hidden, next_hidden_of_torch = rotate(hiddens), rotate(hiddens)
     case = Case(
         dtype=setting.dtype,
@@ -56,7 +58,7 @@ def _case(steps: int, width: int, setting: Setting) -> Case:
         cold=f"hidden states: {count} copies in turn, {count * nbytes(hidden) >> 20} MiB",
         check=check,
         ours=Variant(lambda: tts_kernels.score(next_hidden(), head, None, before, 1, "softmax", out=outputs)),
-        backend=tts_kernels.score.choose("cpu", dtype).name,
+        backend=tts_kernels.score.choose(device, dtype).name,
     )
     case.add_peer("torch", lambda: Variant(lambda: _with_running(_plain(next_hidden_of_torch(), head, dtype)[:, 1], before)))
     return case

@@ -9,19 +9,14 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from benchmarks.kernels.cases import Setting, Variant, copies, nbytes, rotate
-from benchmarks.kernels.trees import Grown, Heads, Level, Tree
+from benchmarks.kernels.cases import PeerError, Setting, Variant, copies, nbytes, rotate
+from benchmarks.kernels.trees import Grown, Heads, Tree
 
 
 def per_branch(tree: Tree, heads: Heads, q: torch.Tensor, grown: Grown, setting: Setting) -> Variant:
     """Every row with its whole context, as an engine without shared prefixes has it. q T[queries,H,D]."""
-    size = 2 * tree.rows * tree.context * heads.G * heads.D * setting.torch_dtype.itemsize
-    count = copies(size, setting)
-    rows = [grown.gather(tree, row) for row in range(tree.rows)]
-    pairs = [[torch.stack(x) for x in zip(*rows)]]
-    pairs += [[x.clone() for x in pairs[0]] for _ in range(count - 1)]
-    next_pair = rotate(pairs)
-    mask = torch.ones(tree.new, tree.context, dtype=torch.bool).tril(tree.context - tree.new)
+    next_pair = rotate(contexts(tree, heads, grown, setting))
+    mask = torch.ones(tree.new, tree.context, dtype=torch.bool, device=q.device).tril(tree.context - tree.new)
 
     def decode():
         folded = q.reshape(tree.rows, heads.G, heads.H // heads.G, heads.D)
@@ -36,14 +31,22 @@ def per_branch(tree: Tree, heads: Heads, q: torch.Tensor, grown: Grown, setting:
     return Variant(decode if tree.new == 1 else prefill)
 
 
+def contexts(tree: Tree, heads: Heads, grown: Grown, setting: Setting) -> list[list[torch.Tensor]]:
+    """Keys and values T[rows,G,context,D] of all rows, as many times as calls must rotate through."""
+    size = 2 * tree.rows * tree.context * heads.G * heads.D * setting.torch_dtype.itemsize
+    count = copies(size, setting)
+    rows = [grown.gather(tree, row) for row in range(tree.rows)]
+    pairs = [[torch.stack(x) for x in zip(*rows)]]
+    return pairs + [[x.clone() for x in pairs[0]] for _ in range(count - 1)]
+
+
 def merged(tree: Tree, heads: Heads, q: torch.Tensor, grown: Grown, setting: Setting) -> Variant:
     """Level by level, each node once for all of its rows, and one merge by lse. q T[queries,H,D].
 
     Chains are one level. All nodes of a level are one batched call.
     """
     levels = tree.merged()
-    depths = _first_depths(tree)
-    kv = [_level_kv(tree, grown, depth, level) for depth, level in zip(depths, levels)]
+    kv = [[torch.stack(x) for x in zip(*map(grown.read, nodes))] for nodes in grown.merged_slots(tree)]
     count = copies(sum(nbytes(*pair) for pair in kv), setting)
     next_kv = rotate([kv, *([[x.clone() for x in pair] for pair in kv] for _ in range(count - 1))])
 
@@ -54,42 +57,26 @@ def merged(tree: Tree, heads: Heads, q: torch.Tensor, grown: Grown, setting: Set
     return Variant(run)
 
 
-def _first_depths(tree: Tree) -> list[int]:
-    """The depth at which each merged level begins."""
-    depths, depth = [], 0
-    for level in tree.merged():
-        depths.append(depth)
-        tokens = 0
-        while tokens < level.tokens:
-            tokens += tree.levels[depth].tokens
-            depth += 1
-    return depths
-
-
-def _level_kv(tree: Tree, grown: Grown, first: int, level: Level) -> list[torch.Tensor]:
-    """Keys and values T[nodes,G,tokens,D] of a merged level that begins at depth `first`."""
-    nodes = []
-    for node in range(level.nodes):
-        slots, depth, tokens = [], first, 0
-        while tokens < level.tokens:
-            slots.append(grown.slots(depth, node))
-            tokens, depth = tokens + len(slots[-1]), depth + 1
-        nodes.append(grown.read(torch.cat(slots)))
-    return [torch.stack(x) for x in zip(*nodes)]
-
-
 def _level(tree: Tree, heads: Heads, q, key, value, *, is_last: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """(out T[queries,H,D], lse f32[queries,H]) of all rows over their nodes of one level."""
     nodes, group = key.shape[0], heads.H // heads.G
-    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     if is_last and tree.new > 1:
         by_head = q.reshape(nodes, -1, heads.H, heads.D).transpose(1, 2)
-        out, lse = flash(by_head, key, value, 0.0, True)
+        out, lse = _flash(by_head, key, value, is_causal=True)
         return out.transpose(1, 2).reshape(q.shape), lse.transpose(1, 2).reshape(q.shape[:2])
     folded = q.reshape(nodes, -1, heads.G, group, heads.D).transpose(1, 2).reshape(nodes, heads.G, -1, heads.D)
-    out, lse = flash(folded, key, value)
+    out, lse = _flash(folded, key, value)
     out = out.reshape(nodes, heads.G, -1, group, heads.D).transpose(1, 2)
     return out.reshape(q.shape), lse.reshape(nodes, heads.G, -1, group).transpose(1, 2).reshape(q.shape[:2])
+
+
+def _flash(q, key, value, is_causal: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """(out, lse) of torch's flash attention on the device."""
+    if not q.is_cuda:
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, key, value, 0.0, is_causal)
+    if q.dtype == torch.float32:
+        raise PeerError("torch has no flash attention in float32 on a GPU")
+    return torch.ops.aten._scaled_dot_product_flash_attention(q, key, value, 0.0, is_causal)[:2]
 
 
 def _merge(parts: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:

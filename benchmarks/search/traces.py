@@ -8,6 +8,7 @@ every step where the trace says so.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,8 +42,22 @@ class Trace:
         """Tokens that a verifier must read at least: every prompt once, every drawn token once."""
         return self.num_tokens + sum(map(len, self.prompts))
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"num_tokens": self.num_tokens, "num_new_tokens": self.num_new_tokens}
+    def shape(self) -> dict[str, Any]:
+        """What its rows say of it."""
+        return {
+            "n": len(self.steps[0][0].parents),
+            "steps": len(self.steps[0]),
+            "prompt": len(self.prompts[0]),
+            "problems": len(self.prompts),
+            "has_verifier": self.has_verifier,
+            "tokens": self.num_tokens,
+        }
+
+    def as_dict(self, num_ids: int = VOCABULARY) -> dict[str, Any]:
+        """Plain data. Ids of prompts are folded into a vocabulary of `num_ids`."""
+        counts = {"num_tokens": self.num_tokens, "num_new_tokens": self.num_new_tokens}
+        prompts = [[token % num_ids for token in prompt] for prompt in self.prompts]
+        return asdict(self) | counts | {"prompts": prompts}
 
 
 def beam(
@@ -86,13 +101,25 @@ def all_traces() -> dict[str, Trace]:
     for suffix, has_verifier in (("", False), ("+prm", True)):
         found += [
             beam(f"beam{suffix}", 64, 4, 4, 32, has_verifier=has_verifier),
+            beam(f"beam-4-problems{suffix}", 64, 4, 4, 32, problems=4, has_verifier=has_verifier),
             beam(f"beam-12-steps{suffix}", 64, 4, 12, 32, has_verifier=has_verifier),
             beam(f"beam-stragglers{suffix}", 64, 4, 4, 32, spread=0.6, has_verifier=has_verifier),
             beam(f"beam-prompt-4096{suffix}", 64, 4, 4, 32, prompt=4096, has_verifier=has_verifier),
             beam(f"beam-16{suffix}", 16, 4, 4, 32, has_verifier=has_verifier),
             beam(f"beam-16-4-problems{suffix}", 16, 4, 4, 32, problems=4, has_verifier=has_verifier),
             beam(f"dvts{suffix}", 64, 4, 4, 32, subtrees=16, has_verifier=has_verifier),
+            beam(f"dvts-4-problems{suffix}", 64, 4, 4, 32, subtrees=16, problems=4, has_verifier=has_verifier),
             beam(f"best-of-64{suffix}", 64, 1, 1, 512, has_verifier=has_verifier),
+            beam(f"best-of-64-4-problems{suffix}", 64, 1, 1, 512, problems=4, has_verifier=has_verifier),
             beam(f"quick{suffix}", 8, 4, 3, 8, prompt=64, has_verifier=has_verifier),
         ]
     return {trace.name: trace for trace in found}
+
+
+def named(names: Iterable[str]) -> list[Trace]:
+    """The traces of these names; `ValueError` for one that there is not."""
+    traces = all_traces()
+    unknown = set(names) - set(traces)
+    if unknown:
+        raise ValueError(f"no trace {', '.join(sorted(unknown))}; there are {', '.join(traces)}")
+    return [traces[name] for name in names]

@@ -81,7 +81,7 @@ int tts_append(int dtype, int64_t N, int64_t G, int64_t D, int64_t P, int64_t S,
     check_range("append: dtype", dtype, TTS_F32, TTS_BF16 + 1);
     check_sizes("append: k", {N, G, D});
     check_sizes("append: keys", {P, G, S, D});
-    check_values("append: values of slots", slots, N, 0, P * S);
+    check_values("append: values of slots", slots, N, -1, P * S);
     const int64_t size = element_size(dtype), run = D * size, tasks = (N + kTaskTokens - 1) / kTaskTokens;
     const auto stream = [&](const void* from, int64_t token, int64_t head, void* pages, int64_t page, int64_t to_head,
                             int64_t slot) {
@@ -99,9 +99,11 @@ int tts_append(int dtype, int64_t N, int64_t G, int64_t D, int64_t P, int64_t S,
     for (int64_t task = 0; task < tasks; ++task) {
       const int64_t end = std::min(N, (task + 1) * kTaskTokens);
       for (int64_t i = end; i < std::min(N, end + kTaskTokens); ++i)
-        for (const Stream& s : streams) fetch_slot(s, slots[i] / S, slots[i] % S, G, run);
+        for (const Stream& s : streams)
+          if (slots[i] >= 0) fetch_slot(s, slots[i] / S, slots[i] % S, G, run);
       for (int64_t i = task * kTaskTokens, count; i < end; i += count) {
-        count = neighbours(slots, i, end, S);
+        count = slots[i] >= 0 ? neighbours(slots, i, end, S) : 1;
+        if (slots[i] < 0) continue;  // fills up a batch
         for (const Stream& s : streams) copy_tokens(s, i, count, slots[i] / S, slots[i] % S, G, run);
       }
     }

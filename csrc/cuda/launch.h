@@ -40,7 +40,7 @@ __device__ T scan_block(T value, T* shared) {
   shared[thread] = value;
   __syncthreads();
   for (int distance = 1; distance < kThreads; distance *= 2) {
-    const T before = thread >= distance ? shared[thread - distance] : T(0);
+    const T before = thread >= distance ? shared[thread - distance] : T{};
     __syncthreads();
     shared[thread] += before;
     __syncthreads();

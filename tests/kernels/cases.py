@@ -160,12 +160,14 @@ def silu_and_mul_cases():
     yield "extremes", extremes
 
 
-def append_case(dtype, tokens, heads, dim, num_pages=11, page_size=7, seed=0) -> Case:
+def append_case(dtype, tokens, heads, dim, num_pages=11, page_size=7, seed=0, num_skipped=0) -> Case:
+    """`num_skipped` of the tokens, anywhere, have slot -1."""
     pages = torch.full((2, num_pages, heads, page_size, dim), float("nan"), dtype=dtype)
     k, v = normal((tokens, heads, dim), dtype, seed), normal((tokens, heads, dim), dtype, seed + 1)
     slots = torch.randperm(num_pages * page_size, generator=generator(seed))[:tokens]
-    after = pages.clone()
-    after[:, slots // page_size, :, slots % page_size] = torch.stack([k, v], 1)
+    slots[torch.randperm(tokens, generator=generator(seed))[:num_skipped]] = -1
+    kept, after = slots >= 0, pages.clone()
+    after[:, slots[kept] // page_size, :, slots[kept] % page_size] = torch.stack([k, v], 1)[kept]
     return Case((k, v, *pages, slots), {"keys": (after[0], 0.0), "values": (after[1], 0.0)})
 
 
@@ -173,6 +175,8 @@ def append_case(dtype, tokens, heads, dim, num_pages=11, page_size=7, seed=0) ->
 def append_cases():
     for tokens, heads, dim in ((0, 1, 16), (1, 1, 8), (7, 2, 40), (13, 3, 16), (61, 7, 80)):
         yield f"{tokens}x{heads}x{dim}", partial(append_case, tokens=tokens, heads=heads, dim=dim)
+    yield "13x2x16-of-which-5-are-skipped", partial(append_case, tokens=13, heads=2, dim=16, num_skipped=5)
+    yield "3x1x8-all-skipped", partial(append_case, tokens=3, heads=1, dim=8, num_skipped=3)
 
 
 def attention_case(dtype, tree: Tree, leaves, counts, num_heads, num_kv_heads, dim, seed=0) -> Case:

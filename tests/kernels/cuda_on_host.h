@@ -40,11 +40,18 @@ inline _Float16 __ushort_as_half(uint16_t bits) {
   return x;
 }
 inline float __half2float(_Float16 x) { return static_cast<float>(x); }
-inline int atomicAdd(int* to, int value) {
-  const int before = *to;
-  *to += value;
+template <class T>
+T exchange(T* at, T value) {
+  const T before = *at;
+  *at = value;
   return before;
 }
+template <class T>
+T atomicAdd(T* to, T value) {
+  return exchange(to, *to + value);
+}
+inline int atomicMin(int* to, int value) { return exchange(to, value < *to ? value : *to); }
+inline int atomicMax(int* to, int value) { return exchange(to, value > *to ? value : *to); }
 
 namespace host {
 

@@ -38,8 +38,8 @@ START = {
     "sample": ("sample", "stop-automaton"),
 }
 WRONG = [
-    ("append", "slots", lambda x: changed(x, 3, 77), "values of slots must be in [0, 77), got 77"),
-    ("append", "slots", lambda x: changed(x, 0, -1), "values of slots must be in [0, 77), got -1"),
+    ("append", "slots", lambda x: changed(x, 3, 77), "values of slots must be in [-1, 77), got 77"),
+    ("append", "slots", lambda x: changed(x, 0, -2), "values of slots must be in [-1, 77), got -2"),
     ("attend", "item_indptr", lambda x: changed(x, -1, 9999), "values of item_indptr must be in [36, 40), got 9999"),
     ("attend", "item_indptr", lambda x: changed(x, 0, 1), "values of item_indptr must be in [0, 1), got 1"),
     ("attend", "items", lambda x: changed(x, (1, 0), -1), "q0 of items must be in [0, 6), got -1"),

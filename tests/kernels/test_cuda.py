@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import FAMILIES, copies
+from cases import FAMILIES, check_draws, copies, normal, sample_inputs
 from conformance import LAYOUTS, compare, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +21,7 @@ from tts_kernels import Op, cuda, register_backend
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(map(str, (ROOT / "csrc" / "cuda").glob("*.cu")))
-OPS = ("copy_tails", "prune", "score")
+OPS = ("copy_tails", "prune", "sample", "score")
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +67,13 @@ def test_a_cuda_kernel_gives_what_the_definition_says(ops, name, case, dtype, la
 
 @pytest.mark.parametrize("name", OPS)
 def test_random_calls_of_cuda_kernels_give_what_the_definition_says(ops, name):
-    @settings(max_examples=8)
+    @settings(max_examples=25 if name == "sample" else 8)
     @given(CASES[name], st.sampled_from(list(LAYOUTS)))
     def walk(case, layout):
-        compare(run(ops[name], case.inputs, "cuda", layout), case)
+        results = run(ops[name], case.inputs, "cuda", layout)
+        compare(results, case)
+        if name == "sample":
+            check_draws(case.inputs, results)
 
     walk()
 
@@ -83,6 +86,24 @@ def test_a_segment_beyond_shared_memory_is_pruned_as_the_reference_does(ops, rul
     expected = tts_kernels.prune(*copies(inputs), backend="reference")
     for got, wanted in zip(ops["prune"](*inputs, backend="cuda"), expected):
         assert torch.equal(got, wanted)
+
+
+FILTERS = [{}, {"top_p": 0.95}, {"top_k": 5000, "top_p": 0.8731}, {"top_k": 20}, {"min_p": 0.01}, {"temperature": 0.0}]
+
+
+@pytest.mark.parametrize("settings", FILTERS, ids=str)
+@pytest.mark.parametrize("scale", [0.0, 1.0, 4.0])
+def test_draws_of_many_blocks_are_in_the_filtered_distribution_and_alike_in_any_batch(ops, settings, scale):
+    """Siblings share what is read of their row; alone, each draws the same token, and all statistics have the same bits."""
+    logits, row = scale * normal((2, 7013), torch.float32), [0] * 5 + [1] * 3
+    given = {name: [value] * len(row) for name, value in settings.items()}
+    inputs = sample_inputs(logits, row, key=[5**i for i in range(len(row))], with_statistics=1, **given)
+    together = ops["sample"](*inputs, backend="cuda")
+    check_draws(inputs, dict(zip((arg.name for arg in ops["sample"].outputs), together)))
+    for i in (1, 6):
+        alone = ops["sample"](inputs[0], *(x[i : i + 1] for x in inputs[1:9]), *inputs[9:], backend="cuda")
+        for one, other in zip(alone, together):
+            assert torch.equal(one, other[i : i + 1])
 
 
 def test_bad_settings_are_refused_before_a_launch(ops):

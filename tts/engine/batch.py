@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from tts.engine.cache import Prefill
+from tts.engine.graphs import Graphs
 from tts.engine.model import Model, RaggedBatch
 from tts_kernels.pages import PagedKV
 
@@ -35,10 +36,12 @@ def forward(
     positions: np.ndarray,
     prefills: Sequence[Prefill],
     sizes: Sequence[int],
+    graphs: Graphs | None = None,
 ) -> torch.Tensor:
     """Append one token to each decode row's KV node and `sizes[i]` tokens to prefill i's, and run the model.
 
-    Pages must suffice (`pages_needed`). Gives T[B + sum(sizes), E], the hidden state behind every token.
+    Pages must suffice (`pages_needed`). Gives T[B + sum(sizes), E], the hidden state behind every token. A pass of decode rows
+    alone is replayed from `graphs`, if there are any for so many; its states are valid until the next pass.
     """
     chunks = [(p, n) for p, n in zip(prefills, sizes) if n]
     counts = np.array([1] * len(leaves) + [n for _, n in chunks], np.int64)
@@ -50,7 +53,10 @@ def forward(
     ragged_positions = np.repeat(begins - offsets, counts) + np.arange(int(counts.sum()))
     for prefill, size in chunks:
         prefill.num_done += size
-    plan = kv.plan(kv_nodes, np.append(offsets, counts.sum()))
+    indptr = np.append(offsets, counts.sum())
+    if graphs is not None and not chunks and len(leaves) <= graphs.max_rows:
+        return graphs.forward(ragged_tokens, ragged_positions, slots, kv.plan(kv_nodes, indptr, "cpu"))
+    plan = kv.plan(kv_nodes, indptr)
     on_device = [torch.from_numpy(x).to(model.device) for x in (ragged_tokens, ragged_positions, slots)]
     return model.forward(RaggedBatch(on_device[0], on_device[1], on_device[2], plan, kv, model.backend))
 

@@ -19,6 +19,7 @@ import torch
 import tts_kernels
 from tts.engine import batch
 from tts.engine.cache import HiddenStates, Prefill, TreeCache
+from tts.engine.graphs import Capture, Graphs
 from tts.engine.model import Model
 from tts.engine.rows import Recipe, Row, Rows
 from tts.engine.sampling import child_key, root_key
@@ -61,14 +62,24 @@ class Policy:
     """The local engine: answers `Expand` and `Embed` with a model on this machine.
 
     `max_rows` branches are decoded at a time, `max_batch_tokens` is the budget of one forward pass. Results do not depend on
-    either, nor on the size of the pool: rows that find no page are preempted, their KV dropped and filled again.
+    either, nor on the size of the pool: rows that find no page are preempted, their KV dropped and filled again. With `capture`
+    passes of decode rows alone are captured and replayed (`tts.engine.graphs`).
     """
 
-    def __init__(self, model: Model, num_pages: int, page_size: int = 16, max_rows: int = 1024, max_batch_tokens: int = 2048):
+    def __init__(
+        self,
+        model: Model,
+        num_pages: int,
+        page_size: int = 16,
+        max_rows: int = 1024,
+        max_batch_tokens: int = 2048,
+        capture: Capture | None = None,
+    ):
         if max_rows < 1 or max_batch_tokens < max_rows:
             raise ValueError(f"need 1 <= max_rows <= max_batch_tokens, got {max_rows=} {max_batch_tokens=}")
         self.model, self.max_batch_tokens = model, max_batch_tokens
         self.kv = model.make_kv(num_pages, page_size)
+        self.graphs = Graphs(model, self.kv, capture) if capture is not None else None
         hidden = HiddenStates(model.config.hidden_size, model.dtype, model.device)
         self.cache = TreeCache(self.kv, lambda node: node.tokens, hidden)
         self.rows = Rows(max_rows)
@@ -337,9 +348,8 @@ class Policy:
         prefills = [job.prefill for job in self._jobs]
         if not len(active) and not sum(sizes):
             return None, []
-        hidden = batch.forward(
-            self.model, self.kv, self.rows.leaf[active], self.rows.last[active], self.rows.position[active] - 1, prefills, sizes
-        )
+        rows = self.rows.leaf[active], self.rows.last[active], self.rows.position[active] - 1
+        hidden = batch.forward(self.model, self.kv, *rows, prefills, sizes, self.graphs)
         self.num_passes += 1
         resumed = []
         parents: list[tuple[Node, int]] = []

@@ -15,13 +15,14 @@ def _append_kernel(
     BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     # One program per BLOCK_R pairs (token, head): it reads BLOCK_R*D new keys and as many values and writes them to their slots,
-    # 4*BLOCK_R*D*s bytes in all. Invariant: slots are distinct, so no two programs write one place.
+    # 4*BLOCK_R*D*s bytes in all. Invariant: slots are distinct but for -1, which is not written, so no two programs write one
+    # place.
     row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     d = tl.arange(0, BLOCK_D)
     token, head = row // G, row % G
-    slot = tl.load(slots_ptr + token, mask=row < num_rows, other=0)
+    slot = tl.load(slots_ptr + token, mask=row < num_rows, other=-1)
     page, offset = slot // S, slot % S
-    mask = (row < num_rows)[:, None] & (d < D)[None, :]
+    mask = (slot >= 0)[:, None] & (d < D)[None, :]
     token, head = token.to(tl.int64), head.to(tl.int64)
     k = tl.load(k_ptr + (token * k_token + head * k_head)[:, None] + d[None, :], mask=mask)
     v = tl.load(v_ptr + (token * v_token + head * v_head)[:, None] + d[None, :], mask=mask)
