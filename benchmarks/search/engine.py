@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from benchmarks.peers.peak import peak_mb
 from benchmarks.search.checkpoints import SEPARATOR, text_of
 from tts.engine.model import Model
 from tts.engine.policy import Policy
@@ -125,7 +125,7 @@ def measure(question: dict) -> dict:
         "verifier_tokens": sum(o.session.meter.verifier_tokens for o in outcomes),
         "policy_passes": policy.num_passes - passes_before,
         "step_ms": 1e3 * statistics.median(full) if full else None,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mb": peak_mb(),
     }
 
 
