@@ -19,12 +19,3 @@ def load(kind: Any, folder: str, device: str) -> Any:
     with torch.device(device):
         model = kind.from_config(config, attn_implementation="sdpa")
     return model.to(torch.bfloat16).eval()
-
-
-def peak_mb(device: str) -> float:
-    """The most memory that the process has had: on a GPU what torch has taken of it."""
-    if device == "cuda":
-        return torch.cuda.max_memory_reserved() / 2**20
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -10,13 +10,13 @@ Verifier, where the trace has one: its head stands in the output layer and is re
 import ctypes
 import json
 import math
-import resource
 import sys
 import time
 from itertools import groupby
 from pathlib import Path
 
 import llama_cpp
+from peak import peak_mb
 from to_gguf import convert
 
 BATCH = 2048  # tokens given to one llama_decode
@@ -228,7 +228,7 @@ def main() -> None:
     answer = {
         "total_s": seconds,
         "verifier_tokens": verifier.num_tokens if verifier else 0,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mb": peak_mb(),
         "versions": {"llama-cpp-python": llama_cpp.__version__},
     }
     print(json.dumps(answer), flush=True)

@@ -14,7 +14,8 @@ from itertools import chain
 
 import torch
 import transformers
-from loading import load, peak_mb
+from loading import load
+from peak import peak_mb
 from reencode import Reencoder
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, DynamicCache, GenerationConfig
 

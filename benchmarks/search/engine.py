@@ -13,7 +13,8 @@ from typing import Any
 
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.peers.loading import load, peak_mb
+from benchmarks.peers.loading import load
+from benchmarks.peers.peak import peak_mb
 from benchmarks.search.checkpoints import SEPARATOR, text_of
 from tts.engine.graphs import capture_on
 from tts.engine.model import Model

@@ -89,10 +89,10 @@ def _steps(rows: Rows, path: Path) -> Iterator[str]:
 
 
 def _agreement(rows: Rows, path: Path) -> Iterator[str]:
-    yield "| greedy decoding by | first token that differs from float32, by prompt | logit gap there |\n|---|---|---|"
+    yield "| model | greedy decoding by | first token that differs from float32, by prompt | logit gap there |\n|---|---|---|---|"
     for row in rows:
         places, gaps = row.get("first_difference", [row.get("error")]), row.get("logit_gap", [])
-        yield f"| {row['engine']} | {_listed(places, '{}')} | {_listed(gaps, '{:.4f}')} |"
+        yield f"| {row['model']} | {row['engine']} | {_listed(places, '{}')} | {_listed(gaps, '{:.4f}')} |"
     yield from _source(rows, path)
 
 
