@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
@@ -197,7 +198,9 @@ def attention_case(dtype, tree: Tree, leaves, counts, num_heads, num_kv_heads, d
     lse_bound = allowance(lse, float_lse) + 1e-6
     keys, values = pages
     summed, _ = dense_attention(q, keys, values.abs(), contexts, scale)
-    magnitude = float(summed.max()) if summed.numel() else 0.0
+    # A rounding of a score is a relative error of its weight, so one of the largest that heads of these lengths can have counts.
+    largest = [float(x.double().nan_to_num().norm(dim=-1).max()) if x.numel() else 0.0 for x in (q, keys)]
+    magnitude = (float(summed.max()) if summed.numel() else 0.0) * (1 + scale * math.prod(largest))
     return Case(inputs, {"out": (exact, allowance(exact, plain, magnitude)), "lse": (lse, lse_bound)})
 
 
