@@ -50,6 +50,7 @@ PYBIND11_MODULE(_native, module) {
   define(module, "linear", tts_linear);
   define(module, "rms_norm", tts_rms_norm);
   define(module, "silu_and_mul", tts_silu_and_mul);
+  define(module, "rope", tts_rope);
   define(module, "append", tts_append);
   define(module, "attend", tts_attend);
   define(module, "plan", tts_plan);

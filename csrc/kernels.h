@@ -82,6 +82,13 @@ TTS_API int tts_rms_norm(int dtype, int64_t M, int64_t E, const void* x, int64_t
  * Bytes: 3*M*F * sizeof(T). */
 TTS_API int tts_silu_and_mul(int dtype, int64_t M, int64_t F, const void* x, int64_t x_stride, void* out);
 
+/* Rotary position embedding in place: x*cos + rotate_half(x)*sin for the first R elements of every head, where rotate_half of the
+ * halves (low, high) is (-high, low); products and sum are rounded to T.
+ *   x T[N,H,>=R] with tokens and heads x_token, x_head apart and dense elements; cos, sin T[N,R] with rows *_stride apart; R even
+ * Bytes: (2*N*H*R + 2*N*R) * sizeof(T). */
+TTS_API int tts_rope(int dtype, int64_t N, int64_t H, int64_t R, void* x, int64_t x_token, int64_t x_head, const void* cos,
+                     int64_t cos_stride, const void* sin, int64_t sin_stride);
+
 /* Write N new keys and values into their slots of one layer's pages.
  *   k, v T[N,G,D] with tokens and heads *_token, *_head apart and dense D; keys, values T[P,G,S,D] in place, with pages, heads
  *   and slots *_page, *_head, *_slot apart and dense D; slots i64[N] in [0, P*S), or -1: not written

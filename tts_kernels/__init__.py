@@ -8,6 +8,7 @@ from tts_kernels.linear import linear, pack
 from tts_kernels.op import OPS, Op, backends, op, register_backend
 from tts_kernels.prune import prune
 from tts_kernels.rms_norm import rms_norm
+from tts_kernels.rope import rope
 from tts_kernels.sample import sample
 from tts_kernels.score import score
 from tts_kernels.silu_and_mul import silu_and_mul
@@ -47,6 +48,7 @@ __all__ = [
     "register_backend",
     "register_torch_ops",
     "rms_norm",
+    "rope",
     "sample",
     "score",
     "silu_and_mul",

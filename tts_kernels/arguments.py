@@ -30,5 +30,5 @@ def pointer(tensor: torch.Tensor | None) -> int:
 def check_rows_in_place(op: str, **tensors: torch.Tensor) -> None:
     """Refuse what cannot be written in place: a copy would lose what the kernel writes."""
     for name, tensor in tensors.items():
-        if tensor.stride(-1) != 1:
+        if tensor.stride(-1) != 1 and tensor.numel():
             raise ValueError(f"{op}: {name} is written in place and its last dim must be dense, got strides {tensor.stride()}")

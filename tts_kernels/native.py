@@ -19,6 +19,7 @@ from tts_kernels.linear import linear, pack
 from tts_kernels.op import register_backend
 from tts_kernels.prune import prune
 from tts_kernels.rms_norm import rms_norm
+from tts_kernels.rope import rope
 from tts_kernels.sample import sample
 from tts_kernels.score import score
 from tts_kernels.silu_and_mul import silu_and_mul
@@ -55,6 +56,13 @@ def _rms_norm(x, weight, eps, *, out):
 def _silu_and_mul(x, *, out):
     x = dense_rows(x)
     _native.silu_and_mul(DTYPES[x.dtype], *out.shape, x.data_ptr(), x.stride(0), out.data_ptr())
+
+
+def _rope(x, cos, sin):
+    check_rows_in_place("rope", x=x)
+    cos, sin = dense_rows(cos), dense_rows(sin)
+    rows = x.data_ptr(), *x.stride()[:2], cos.data_ptr(), cos.stride(0), sin.data_ptr(), sin.stride(0)
+    _native.rope(DTYPES[x.dtype], *x.shape[:2], cos.shape[1], *rows)
 
 
 def _append(k, v, keys, values, slots):
@@ -159,7 +167,8 @@ def ceilings(seconds: float = 0.5, names: Sequence[str] = CEILINGS) -> dict[str,
     return found
 
 
-for _op in (pack, linear, rms_norm, silu_and_mul, append, attend, plan, plan_pages, score, prune, fork, copy_tails, sample):
+_OPS = pack, linear, rms_norm, silu_and_mul, rope, append, attend, plan, plan_pages, score, prune, fork, copy_tails, sample
+for _op in _OPS:
     register_backend(_op, "native", globals()[f"_{_op.name}"], devices=("cpu",), checks_values=True)
 
 _cuda_launchers = {name: value for name, value in vars(_native).items() if name.startswith("cuda_")}

@@ -1,4 +1,4 @@
-"""rms_norm and silu_and_mul: the rows between the products of a decoder layer, as they come out of the caches."""
+"""rms_norm, silu_and_mul and rope: the rows between the products of a decoder layer, as they come out of the caches."""
 
 from __future__ import annotations
 
@@ -28,6 +28,12 @@ def silu_and_mul() -> Iterator[Spec]:
         yield Spec("silu_and_mul", f"{M} rows x {width}", (M, width) == (64, 4864), partial(_activation_case, M, width), ("cpu",))
 
 
+@family
+def rope() -> Iterator[Spec]:
+    for M, H, D in ((1, 16, 64), (16, 16, 64), (64, 16, 64), (64, 40, 128)):
+        yield Spec("rope", f"{M} rows x {H} heads x {D}", (M, H) == (64, 16), partial(_rope_case, M, H, D))
+
+
 def _norm_case(M: int, E: int, setting: Setting) -> Case:
     x, weight = random((M, E), setting.torch_dtype), random((E,), setting.torch_dtype, 1)
     case = _case(setting, tts_kernels.rms_norm, (x, weight, EPS), lambda dtype: _rms_norm(x, weight, dtype), 2 * nbytes(x))
@@ -41,6 +47,29 @@ def _activation_case(M: int, width: int, setting: Setting) -> Case:
     gate, up = (part.contiguous() for part in x.chunk(2, -1))
     case = _case(setting, tts_kernels.silu_and_mul, (x,), lambda dtype: F.silu(gate.to(dtype)) * up.to(dtype), 3 * nbytes(gate))
     case.add_peer("torch", lambda: Variant(lambda: F.silu(gate) * up))
+    return case
+
+
+def _rope_case(M: int, H: int, D: int, setting: Setting) -> Case:
+    """The last quarter of the heads is the values', which are not rotated: the rows have gaps."""
+    dtype = setting.torch_dtype
+    x, angles = random((M, H * 4 // 3, D), dtype)[:, :H], random((M, D // 2), torch.float32, 1).repeat(1, 2)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+
+    def check():
+        exact, turned = _rope(x, cos, sin, exact_dtype(dtype)), x.clone()
+        tts_kernels.rope(turned, cos, sin)
+        return error(turned, exact), allowance(exact, _rope(x, cos, sin, dtype))
+
+    case = Case(
+        dtype=setting.dtype,
+        work=Work(bytes=2 * (nbytes(cos) * H + nbytes(cos)), rate="cache_read"),
+        cold="nothing: the rows were written just before",
+        check=check,
+        ours=Variant(lambda: tts_kernels.rope(x, cos, sin)),
+        backend=tts_kernels.rope.choose("cpu", dtype).name,
+    )
+    case.add_peer("torch", lambda: Variant(lambda: _rope(x, cos, sin, dtype)))
     return case
 
 
@@ -68,3 +97,10 @@ def _rms_norm(x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torc
     wide = x.to(dtype)
     wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + EPS)
     return weight * wide.to(x.dtype)
+
+
+def _rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """As transformers writes it, but for the dtype of the arithmetic."""
+    x, cos, sin = x.to(dtype), cos[:, None].to(dtype), sin[:, None].to(dtype)
+    low, high = x.chunk(2, -1)
+    return x * cos + torch.cat((-high, low), -1) * sin

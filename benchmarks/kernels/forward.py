@@ -11,7 +11,7 @@ from transformers import AttentionInterface, Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.kernels.cases import Case, Setting, Spec, Variant, allowance, error, family, nbytes
 from benchmarks.kernels.floors import Work
-from tts.engine.parts import swap_parts
+from tts.engine.swap import swap_parts
 
 ROWS = (1, 4, 16, 64)
 WITHOUT_ATTENTION = "without_attention"

@@ -1,4 +1,5 @@
-// What rms_norm and silu_and_mul share: out = f(a) * b element by element, f(a) rounded to the storage type first.
+// What rms_norm, silu_and_mul and rope share: blocks of elements, rounding to the storage type, and
+// out = f(a) * b element by element, f(a) rounded first.
 #pragma once
 
 #include "common/simd.h"
@@ -23,9 +24,10 @@ TTS_INLINE Block load_block(const BF16* from) {
   return {bit_cast<F32x16>(pairs << 16), bit_cast<F32x16>(pairs & 0xFFFF0000u)};
 }
 
-// The first `count` < 32 elements, 0 in the others.
+// The first `count` <= 32 elements, 0 in the others.
 template <class T>
 TTS_INLINE Block load_part(const T* from, int64_t count) {
+  if (count == kBlockLanes) return load_block(from);
   T padded[kBlockLanes] = {};
   std::memcpy(padded, from, static_cast<size_t>(count) * sizeof(T));
   return load_block(padded);
@@ -42,6 +44,15 @@ TTS_INLINE void store_block(BF16* to, const Block& block) {
   std::memcpy(to, &pairs, sizeof(pairs));
 }
 
+// The first `count` <= 32 elements.
+template <class T>
+TTS_INLINE void store_part(T* to, const Block& block, int64_t count) {
+  if (count == kBlockLanes) return store_block(to, block);
+  T padded[kBlockLanes];
+  store_block(padded, block);
+  std::memcpy(to, padded, static_cast<size_t>(count) * sizeof(T));
+}
+
 // `value` rounded to what the storage type holds.
 TTS_INLINE F32x16 rounded(F32x16 value, float) { return value; }
 TTS_INLINE F32x16 rounded(F32x16 value, F16) { return widen_f16<F32x16>(narrow_f16<F32x16, U32x16>(value)); }
@@ -55,11 +66,7 @@ TTS_INLINE void map_and_mul(const T* a, const T* b, int64_t count, T* out, Funct
   };
   int64_t i = 0;
   for (; i + kBlockLanes <= count; i += kBlockLanes) store_block(out + i, product(load_block(a + i), load_block(b + i)));
-  if (i < count) {
-    T last[kBlockLanes];
-    store_block(last, product(load_part(a + i, count - i), load_part(b + i, count - i)));
-    std::memcpy(out + i, last, static_cast<size_t>(count - i) * sizeof(T));
-  }
+  if (i < count) store_part(out + i, product(load_part(a + i, count - i), load_part(b + i, count - i)), count - i);
 }
 
 }  // namespace

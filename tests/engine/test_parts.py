@@ -6,13 +6,16 @@ import pytest
 import torch
 from tiny_models import CONFIGS
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.glm import GlmConfig
+from transformers.models.glm.modeling_glm import GlmAttention
 from transformers.models.llama.configuration_llama import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
-from tts.engine.parts import Activation, GatedMLP, Linear, RMSNorm, swap_parts
+from tts.engine.parts import Activation, Attention, GatedMLP, Linear, RMSNorm
+from tts.engine.swap import swap_parts
 
 SIZES = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
 
@@ -43,14 +46,39 @@ def mlp(**changes) -> LlamaMLP:
     return LlamaMLP(LlamaConfig(**SIZES | changes))
 
 
+def tiny_model(architecture: str):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(CONFIGS[architecture](**SIZES, num_key_value_heads=2, head_dim=16)).eval()
+
+
+def attention(**changes) -> LlamaAttention:
+    torch.manual_seed(0)
+    return LlamaAttention(LlamaConfig(**SIZES | changes), 0)
+
+
 @pytest.mark.parametrize("architecture", CONFIGS)
-def test_norms_and_gated_mlps_of_every_tested_architecture_are_replaced(architecture):
-    model = AutoModelForCausalLM.from_config(CONFIGS[architecture](**SIZES, num_key_value_heads=2, head_dim=16))
+def test_the_parts_of_every_tested_architecture_are_replaced(architecture):
+    model = tiny_model(architecture)
     norms = sum("RMSNorm" in type(x).__name__ for x in model.modules())
     swap_parts(model)
     kinds = [type(x) for x in model.modules()]
     assert kinds.count(RMSNorm) == norms == (9 if architecture == "qwen3" else 5)
-    assert kinds.count(GatedMLP) == 2 and nn.Linear not in kinds and Activation not in kinds
+    assert kinds.count(GatedMLP) == kinds.count(Attention) == 2 and nn.Linear not in kinds and Activation not in kinds
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_a_model_computes_the_same_with_its_parts_replaced(architecture, dtype):
+    stock = tiny_model(architecture).to(dtype)
+    ours, tokens = copy.deepcopy(stock), torch.arange(22).view(2, 11) * 7 % 64
+    swap_parts(ours)
+    expected = stock.base_model(tokens, use_cache=False).last_hidden_state
+    atol = 1e-5 if dtype is torch.float32 else 0.05
+    torch.testing.assert_close(ours.base_model(tokens, use_cache=False).last_hidden_state, expected, atol=atol, rtol=0)
+    cache = DynamicCache(config=stock.config)
+    steps = [ours.base_model(x, past_key_values=cache).last_hidden_state for x in tokens.split((6, 1, 4), 1)]
+    torch.testing.assert_close(torch.cat(steps, 1), expected, atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -69,6 +97,26 @@ def test_a_gated_mlp_computes_what_it_replaces(dtype, has_bias):
     ours = swapped(stock)
     assert type(ours) is GatedMLP and ours(x).shape == x.shape
     torch.testing.assert_close(ours(x), stock(x), atol=1e-2 if dtype is not torch.float32 else 1e-6, rtol=1e-2)
+
+
+@pytest.mark.parametrize("bias", [(), ("q",), ("q", "k"), ("q", "k", "v")], ids="".join)
+def test_an_attention_whose_projections_have_one_form_is_replaced(bias):
+    stock = attention()
+    for name in bias:
+        getattr(stock, f"{name}_proj").bias = nn.Parameter(torch.randn(48))
+    assert (type(swapped(stock)) is Attention) == (len(bias) in (0, 3))
+
+
+def test_an_attention_with_a_projection_that_is_not_ordinary_keeps_its_form():
+    stock = attention()
+    stock.v_proj = nn.Sequential(stock.v_proj)
+    ours = swapped(stock)
+    assert type(ours) is LlamaAttention and type(ours.q_proj) is type(ours.v_proj[0]) is Linear
+
+
+def test_an_attention_of_the_same_code_with_another_rope_keeps_its_form():
+    ours = swapped(GlmAttention(GlmConfig(**SIZES, head_dim=12, num_key_value_heads=4, pad_token_id=0), 0))
+    assert type(ours) is GlmAttention and type(ours.q_proj) is Linear
 
 
 @pytest.mark.parametrize("part", [GemmaRMSNorm(8), Olmo2RMSNorm(8), nn.LayerNorm(8)], ids=lambda x: type(x).__name__)

@@ -161,6 +161,43 @@ def silu_and_mul_cases():
     yield "extremes", extremes
 
 
+def rope_case(dtype, tokens, heads, dim, rotary, seed=0) -> Case:
+    x, angles = 3 * normal((tokens, heads, dim), dtype, seed), 9 * normal((tokens, rotary), F32, seed + 1)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    exact, plain = (_rope(x, cos, sin, d) for d in (torch.float64, F32))
+    return Case((x, cos, sin), {"x": (exact, allowance(exact, plain.to(dtype)))})
+
+
+def _rope(x, cos, sin, dtype):
+    """Rounded as Llama's, the arithmetic in `dtype`."""
+
+    def product(a, b):
+        return (a.to(dtype) * b.to(dtype)).to(x.dtype).to(dtype)
+
+    (low, high), (cos_low, cos_high), (sin_low, sin_high) = (
+        y[..., : cos.shape[1]].tensor_split(2, -1) for y in (x, cos[:, None], sin[:, None])
+    )
+    turned = product(low, cos_low) - product(high, sin_low), product(high, cos_high) + product(low, sin_high)
+    return torch.cat([*turned, x[..., cos.shape[1] :].to(dtype)], -1)
+
+
+@family("rope", HALVES_TOO)
+def rope_cases():
+    sizes = (
+        (0, 2, 8, 8),
+        (3, 0, 8, 8),
+        (2, 1, 5, 0),
+        (1, 1, 2, 2),
+        (7, 2, 16, 16),
+        (5, 3, 40, 38),
+        (3, 2, 80, 32),
+        (2, 7, 64, 64),
+    )
+    for tokens, heads, dim, rotary in (*sizes, (9, 3, 96, 96), (2, 2, 131, 130), (3, 5, 128, 64)):
+        name = f"{tokens}x{heads}x{dim}-{rotary}"
+        yield name, partial(rope_case, tokens=tokens, heads=heads, dim=dim, rotary=rotary)
+
+
 def append_case(dtype, tokens, heads, dim, num_pages=11, page_size=7, seed=0, num_skipped=0) -> Case:
     """`num_skipped` of the tokens, anywhere, have slot -1."""
     pages = torch.full((2, num_pages, heads, page_size, dim), float("nan"), dtype=dtype)

@@ -41,6 +41,12 @@ def slots_before_heads(pages: torch.Tensor) -> Placed:
     return rows.transpose(1, 2), buffer
 
 
+def heads_before_tokens(rows: torch.Tensor) -> Placed:
+    """A copy of heads [N,H,D] in the order [H,N,D], canaries behind each row."""
+    rows, buffer = with_gaps(rows.transpose(0, 1))
+    return rows.transpose(0, 1), buffer
+
+
 def scattered(tensor: torch.Tensor) -> torch.Tensor:
     """The same values, every second element of a larger tensor in reversed order of dims."""
     reversed_dims = tuple(range(tensor.ndim))[::-1]
@@ -55,8 +61,11 @@ LAYOUTS = {
     "gapped": lambda x: with_gaps(x)[0],
     "scattered": scattered,
 }
-PAGE_LAYOUTS = {"gapped": with_gaps, "scattered": slots_before_heads}
-"""Of pages that are written in place; a layout that is not here is row-major."""
+WRITTEN_LAYOUTS = {
+    4: {"gapped": with_gaps, "scattered": slots_before_heads},
+    3: {"gapped": with_gaps, "scattered": heads_before_tokens},
+}
+"""Of pages and of heads that are written in place, by their dims; what is not here is row-major."""
 
 
 def lay_out(op: Op, values, layout: str) -> tuple[list, list[Placed]]:
@@ -68,7 +77,7 @@ def lay_out(op: Op, values, layout: str) -> tuple[list, list[Placed]]:
             continue
         is_list = isinstance(value, list)
         tensors = value if is_list else [value]
-        placed = [(PAGE_LAYOUTS.get(layout, in_the_middle) if x.ndim == 4 else in_the_middle)(x) for x in tensors]
+        placed = [WRITTEN_LAYOUTS.get(x.ndim, {}).get(layout, in_the_middle)(x) for x in tensors]
         written += placed
         inputs.append([x for x, _ in placed] if is_list else placed[0][0])
     return inputs, written

@@ -19,6 +19,7 @@ from cases import (
     normal,
     pack_case,
     rms_norm_case,
+    rope_case,
     sample_inputs,
     score_case,
     silu_and_mul_case,
@@ -105,6 +106,13 @@ def rms_norm_cases(draw) -> Case:
 def silu_and_mul_cases(draw) -> Case:
     scale = draw(st.sampled_from((0.01, 3.0, 60.0)))
     return silu_and_mul_case(draw(DTYPES), draw(sizes(61, 257)), draw(sizes(64, 65, 389, 1031)), scale, draw(SEEDS))
+
+
+@st.composite
+def rope_cases(draw) -> Case:
+    dim = draw(sizes(40, 64, 80, 128, 257))
+    rotary = draw(st.sampled_from([dim - dim % 2, *(r for r in (0, 2, 16, 38, 64) if r <= dim)]))
+    return rope_case(draw(DTYPES), draw(sizes(61)), draw(sizes(40)), dim, rotary, draw(SEEDS))
 
 
 @st.composite
@@ -225,6 +233,7 @@ CASES = {
     "plan_pages": plan_pages_cases(),
     "prune": prune_cases(),
     "rms_norm": rms_norm_cases(),
+    "rope": rope_cases(),
     "sample": sample_cases(),
     "score": score_cases(),
     "silu_and_mul": silu_and_mul_cases(),

@@ -124,6 +124,24 @@ def test_a_matrix_that_does_not_split_into_gate_and_up_is_refused():
             tts_kernels.silu_and_mul(torch.zeros(2, 5), backend=backend)
 
 
+@pytest.mark.parametrize("rotary, message", [(7, "R%2==0"), (10, "R<=D")])
+def test_angles_that_do_not_fit_the_heads_are_refused(rotary, message):
+    for backend in tts_kernels.rope.backends:
+        with pytest.raises(ValueError, match=f"rope: {message} does not hold for"):
+            tts_kernels.rope(torch.zeros(2, 3, 8), torch.zeros(2, rotary), torch.zeros(2, rotary), backend=backend)
+
+
+def test_the_c_library_refuses_an_odd_number_of_rotary_dims():
+    x = torch.zeros(1, 1, 8)
+    with pytest.raises(ValueError, match="rope: R must be even, got 3"):
+        tts_kernels._native.rope(0, 1, 1, 3, x.data_ptr(), 8, 8, x.data_ptr(), 8, x.data_ptr(), 8)
+
+
+def test_rotated_heads_must_have_a_dense_last_dim():
+    with pytest.raises(ValueError, match="rope: x is written in place and its last dim must be dense, got strides"):
+        tts_kernels.rope(torch.zeros(2, 8, 3).mT, torch.zeros(2, 8), torch.zeros(2, 8), backend="native")
+
+
 def test_a_draw_from_an_empty_vocabulary_is_refused():
     with pytest.raises(ValueError, match=re.escape("sample: V must be in [1, 2147483647), got 0")):
         tts_kernels.sample(*sample_inputs(torch.zeros(1, 0), [0]), backend="native")

@@ -1,9 +1,9 @@
-"""rms_norm and silu_and_mul round where transformers rounds: twice, first what the weight or up multiplies."""
+"""rms_norm, silu_and_mul and rope round where transformers rounds: what is multiplied or added is rounded before."""
 
 import pytest
 import torch
-from cases import BF16, F16, normal
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from cases import BF16, F16, F32, normal
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 import tts_kernels
 
@@ -40,3 +40,15 @@ def test_silu_of_any_float32_is_within_four_roundings(backend):
     ours = tts_kernels.silu_and_mul(torch.stack([gate, torch.ones_like(gate)], 1), backend=backend)[:, 0]
     exact = gate.double() * torch.sigmoid(gate.double())
     assert ((ours.double() - exact).abs() <= 2 * torch.finfo(torch.float32).eps * exact.abs()).all()
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F16])
+@pytest.mark.parametrize("backend", tts_kernels.rope.backends)
+def test_rope_gives_the_bits_of_llama_to_the_heads_of_a_product(dtype, backend):
+    qkv, cos, sin = (normal(shape, dtype, i) for i, shape in enumerate(((50, 9, 40), (50, 40), (50, 40))))
+    stock, kept = (
+        apply_rotary_pos_emb(*(x[None].transpose(1, 2) for x in qkv[:, :7].split((5, 2), 1)), cos[None], sin[None]),
+        qkv[:, 7:].clone(),
+    )
+    tts_kernels.rope(qkv[:, :7], cos, sin, backend=backend)
+    assert torch.equal(qkv[:, :7], torch.cat(stock, 1)[0].transpose(0, 1)) and torch.equal(qkv[:, 7:], kept)

@@ -9,7 +9,7 @@ from cases import normal, sample_inputs
 from trees import Tree, depth_first_leaves, filled_pages, i32, random_tree
 
 import tts_kernels
-from tts_kernels import attend, linear, pack, plan, prune, rms_norm, sample, score, silu_and_mul
+from tts_kernels import attend, linear, pack, plan, prune, rms_norm, rope, sample, score, silu_and_mul
 
 pytestmark = pytest.mark.skipif("native" not in tts_kernels.linear.backends, reason="the C++ module is not built")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -57,6 +57,23 @@ def test_a_row_of_rms_norm_and_of_silu_and_mul_has_the_same_bits_in_every_batch(
         assert torch.equal(whole, with_threads(2, partial(call, x)))
         for first, last in ((0, 1), (rows - 1, rows), (3, 20), (rows // 2, rows)):
             assert torch.equal(call(x[first:last]), whole[first:last])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens, heads, dim", [(300, 3, 64), (61, 16, 80), (700, 6, 16)])
+def test_a_token_of_rope_has_the_same_bits_in_every_batch_and_those_of_torch(dtype, tokens, heads, dim):
+    x, cos, sin = normal((tokens, heads, dim), dtype), normal((tokens, dim), dtype, 1), normal((tokens, dim), dtype, 2)
+
+    def turned(first, last, backend="native"):
+        part = x[first:last].clone()
+        rope(part, cos[first:last], sin[first:last], backend=backend)
+        return part
+
+    whole = with_threads(1, partial(turned, 0, tokens))
+    assert torch.equal(whole, with_threads(2, partial(turned, 0, tokens)))
+    for first, last in ((0, 1), (tokens - 1, tokens), (3, 20), (tokens // 2, tokens)):
+        assert torch.equal(turned(first, last), whole[first:last])
+    assert torch.equal(turned(0, tokens, backend="reference"), whole)
 
 
 def decode(tree, leaves, q, pages):

@@ -14,6 +14,7 @@ CASES = {
     "pack": "17x33",
     "rms_norm": "13x131",
     "silu_and_mul": "13x131",
+    "rope": "5x3x40-38",
     "append": "7x2x40",
     "attend": "ragged-prefill",
     "plan": "worked-example",

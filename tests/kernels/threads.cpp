@@ -60,10 +60,13 @@ void multiply(const Inputs& in, int dtype, Results& r) {
   ok(tts_linear(dtype, M, N, K, in.of(dtype), K, packed, nullptr, r.take<char>(M * N * size)));
 }
 
-void norm_and_activate(const Inputs& in, int dtype, Results& r) {
+void norm_activate_and_turn(const Inputs& in, int dtype, Results& r) {
   const int64_t size = dtype == TTS_F32 ? 4 : 2;
   ok(tts_rms_norm(dtype, M, K, in.of(dtype), K, in.of(dtype), 1e-6, r.take<char>(M * K * size)));
   ok(tts_silu_and_mul(dtype, M, N, in.of(dtype), 2 * N, r.take<char>(M * N * size)));
+  char* heads = r.take<char>(M * H * D * size);
+  std::memcpy(heads, in.of(dtype), M * H * D * size);
+  ok(tts_rope(dtype, M, H, D, heads, H * D, D, in.of(dtype), D, in.of(dtype), D));
 }
 
 // Two rows that share two full pages of a flat table, and the same as nodes of a tree.
@@ -136,7 +139,7 @@ int main() {
         Results& mine = results[static_cast<size_t>(i * kRounds + round)];
         for (const int dtype : {TTS_F32, TTS_F16, TTS_BF16}) {
           multiply(inputs, dtype, mine);
-          norm_and_activate(inputs, dtype, mine);
+          norm_activate_and_turn(inputs, dtype, mine);
           attend(inputs, dtype, mine);
         }
         select(inputs, mine);

@@ -23,7 +23,8 @@ from transformers import (
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import tts_kernels
-from tts.engine.parts import Buffer, Linear, swap_parts
+from tts.engine.parts import Buffer, Linear
+from tts.engine.swap import swap_parts
 from tts_kernels.pages import PagedKV, Plan
 
 ATTENTION = "tts"

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from transformers.activations import ACT2FN
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import tts_kernels
 from tts_kernels import memory
-
-SILU = nn.SiLU, type(ACT2FN["silu"])
 
 
 class Linear(nn.Module):
@@ -60,6 +56,53 @@ class GatedMLP(nn.Module):
         return self.down(tts_kernels.silu_and_mul(gate_up, backend=self.backend)).view(*x.shape[:-1], -1)
 
 
+class Attention(nn.Module):
+    """Queries, keys and values as one product, RoPE in place on it, the registered attention on views of it, and the output."""
+
+    def __init__(self, inner: Any, head_norms: tuple[Any, Any], backend: str | None):
+        super().__init__()
+        projections = inner.q_proj, inner.k_proj, inner.v_proj
+        bias = None if inner.q_proj.bias is None else torch.cat([x.bias for x in projections]).detach()
+        self.qkv = Linear(torch.cat([x.weight for x in projections]), bias, backend)
+        self.o_proj = Linear(inner.o_proj.weight, inner.o_proj.bias, backend)
+        self.q_norm, self.k_norm = (None if x is None else RMSNorm(x, backend) for x in head_norms)
+        self.num_heads = [x.out_features // inner.head_dim for x in projections]
+        self.backend = backend
+        # What attention functions read.
+        self.config, self.layer_idx, self.head_dim, self.scaling = inner.config, inner.layer_idx, inner.head_dim, inner.scaling
+        self.num_key_value_groups, self.is_causal = inner.num_key_value_groups, inner.is_causal
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        **more: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[B,T,E] and the cosines and sines of the positions, [B,T,D] or [1,T,D] -> [B,T,E], and the weights or None."""
+        shape = hidden_states.shape[:-1]
+        q, k, v = (x.transpose(1, 2) for x in self._rotated(self.qkv(hidden_states), *position_embeddings))
+        if past_key_values is not None:
+            k, v = past_key_values.update(k, v, self.layer_idx)
+        attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+        out, weights = attend(self, q, k, v, attention_mask, scaling=self.scaling, **more)
+        return self.o_proj(out.reshape(*shape, -1)), weights
+
+    def _rotated(self, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> list[torch.Tensor]:
+        """The heads of queries, keys and values, [B,T,H,D] and [B,T,G,D], in the memory of their product where it has no norm."""
+        B, T, _ = qkv.shape
+        cos, sin = (x.expand(B, T, -1).flatten(0, 1) for x in (cos, sin))
+        heads = qkv.view(B, T, -1, self.head_dim)
+        q, k, v = heads.split(self.num_heads, 2)
+        rotated = [heads[:, :, : -self.num_heads[2]]]
+        if self.q_norm is not None and self.k_norm is not None:
+            rotated = q, k = [self.q_norm(q), self.k_norm(k)]
+        for x in rotated:
+            tts_kernels.rope(x.view(B * T, -1, self.head_dim), cos, sin, backend=self.backend)
+        return [q, k, v]
+
+
 class Buffer:
     """Memory for results as large as logits, given out again at every call: fresh pages would cost more than the work."""
 
@@ -93,56 +136,3 @@ class Activation(nn.Module):
             return self.inner(x)
         padded = nn.functional.pad(x.reshape(-1), (0, self.VECTORS * max(shares, 1) - excess))
         return self.inner(padded)[: x.numel()].view(x.shape)
-
-
-def swap_parts(inner: Any, backend: str | None = None) -> None:
-    """Give a transformers model on the CPU our projections, norms, gated MLPs and activations.
-
-    A part that computes anything else stays as it is. So do heads other than the language-model head: the `score` op reads them.
-    """
-    _swap_below(inner.base_model, backend)
-    head = inner.get_output_embeddings()
-    if type(head) is nn.Linear:
-        inner.set_output_embeddings(Linear(head.weight, head.bias, backend))
-
-
-def _swap_below(module: nn.Module, backend: str | None) -> None:
-    for name, child in module.named_children():
-        if (part := _part(child, backend)) is not None:
-            setattr(module, name, part)
-        else:
-            _swap_below(child, backend)
-
-
-def _part(module: Any, backend: str | None) -> nn.Module | None:
-    """Ours instead of `module`, None if there is none."""
-    if type(module) is nn.Linear:
-        return Linear(module.weight, module.bias, backend)
-    if _is_rms_norm(module):
-        return RMSNorm(module, backend)
-    if _is_gated_mlp(module):
-        return GatedMLP(module, backend)
-    if type(module).__module__ in ("transformers.activations", "torch.nn.modules.activation"):
-        return Activation(module)
-    return None
-
-
-def _is_rms_norm(module: nn.Module) -> bool:
-    """It computes Llama's norm. Those of Gemma (1 + weight) and of OLMo 2 (weight before the rounding) do not."""
-    return _does_the_same(type(module).forward, LlamaRMSNorm.forward)
-
-
-def _is_gated_mlp(module: Any) -> bool:
-    """It computes Llama's MLP, with SiLU, on ordinary projections."""
-    if not _does_the_same(type(module).forward, LlamaMLP.forward):
-        return False
-    projections = module.gate_proj, module.up_proj, module.down_proj
-    has_one_bias = (module.gate_proj.bias is None) != (module.up_proj.bias is None)
-    return isinstance(module.act_fn, SILU) and not has_one_bias and all(type(x) is nn.Linear for x in projections)
-
-
-def _does_the_same(forward: Callable, standard: Callable) -> bool:
-    """The two functions are the same code: transformers writes the parts that models share out in each model's file."""
-    codes = [getattr(x, "__code__", None) for x in (forward, standard)]
-    one, other = [(c.co_code, c.co_names, c.co_consts) if c is not None else None for c in codes]
-    return one is not None and one == other
