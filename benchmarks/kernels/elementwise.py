@@ -31,7 +31,7 @@ def silu_and_mul() -> Iterator[Spec]:
 @family
 def rope() -> Iterator[Spec]:
     for M, H, D in ((1, 16, 64), (16, 16, 64), (64, 16, 64), (64, 40, 128)):
-        yield Spec("rope", f"{M} rows x {H} heads x {D}", (M, H) == (64, 16), partial(_rope_case, M, H, D))
+        yield Spec("rope", f"{M} rows x {H} heads x {D}", (M, H) == (64, 16), partial(_rope_case, M, H, D), ("cpu",))
 
 
 def _norm_case(M: int, E: int, setting: Setting) -> Case:
