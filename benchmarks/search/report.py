@@ -114,6 +114,6 @@ def _source(rows: Rows, path: Path) -> Iterator[str]:
         return ", ".join(dict.fromkeys(str(row[field]) for row in rows))
 
     versions = {name: version for row in rows for name, version in row["versions"].items()}
-    yield f"\n`benchmarks/results/{path.name}`, {all_of('model')}: {all_of('cpu')}, {all_of('threads')} threads, medians of"
-    yield f"{1 + max(row.get('repeat', 0) for row in rows)}, commit {all_of('commit')}, {all_of('time')[:10]};"
+    yield f"\n`benchmarks/results/{path.name}`, {all_of('model')}: {all_of('cpu')}, {all_of('threads')} threads, medians of up"
+    yield f"to {1 + max(row.get('repeat', 0) for row in rows)} runs, commit {all_of('commit')}, {all_of('time')[:10]};"
     yield ", ".join(f"{name} {version}" for name, version in sorted(versions.items())) + "."
