@@ -20,6 +20,7 @@ import torch
 import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
@@ -138,7 +139,7 @@ def _resources(kernel: Any, target: GPUTarget) -> tuple[int, int, int]:
 
 def _ptxas(ptx: str, arch: int) -> str:
     """What the assembler says of a kernel when it is asked to be verbose."""
-    tool = knobs.nvidia.ptxas_blackwell if arch >= 100 else knobs.nvidia.ptxas
+    tool = get_ptxas(arch)  # Triton brings two assemblers, and a version of it writes PTX for the one that it runs itself
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "kernel.ptx")
         source.write_text(ptx)
