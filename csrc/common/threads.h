@@ -27,6 +27,15 @@ inline int thread_index() {
 #endif
 }
 
+// Threads of the parallel region that the caller is in.
+inline int team_size() {
+#ifdef _OPENMP
+  return omp_get_num_threads();
+#else
+  return 1;
+#endif
+}
+
 // Memory that grows to the largest request and keeps no content from one request to the next.
 class Scratch {
  public:

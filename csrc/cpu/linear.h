@@ -15,7 +15,7 @@ namespace tts {
 constexpr int64_t kPanelColumns = 16;                        // of a panel
 constexpr int64_t kPanelDepth = 32;                          // k of a block: [16 pairs][16 columns][2]
 constexpr int64_t kBlockSize = kPanelColumns * kPanelDepth;  // elements
-constexpr int64_t kStrip = 4;                                // panels that a thread takes at a time
+constexpr int64_t kStrip = 4;                                // panels that a thread takes at a time, at most
 constexpr int64_t kParallelWork = 1 << 17;                   // multiply-adds below which a second thread costs more than it saves
 
 struct Linear {
@@ -38,11 +38,15 @@ struct PaddedRows {
   }
 };
 
-// x in rows of E, padded to whole blocks once per call, and then body(x, m0, m1, panel, num_panels): a thread takes consecutive
-// strips of panels and reads them from DRAM once per chunk of rows, which stays in L2. A `Session` lives as long as a thread
-// does.
+// Some panels that a thread works on for some rows, and how many of those behind them it takes next.
+struct Strip {
+  int64_t m0, m1, panel, num_panels, num_next;
+};
+
+// x in rows of E, padded to whole blocks once per call, and then body(x, strip): a thread takes consecutive strips of `width`
+// panels and reads them from DRAM once per chunk of rows, which stays in L2. A `Session` lives as long as a thread does.
 template <class E, class Session, class CopyRow, class Body>
-void for_each_strip(const Linear& p, CopyRow&& copy_row, Body&& body) {
+void for_each_strip(const Linear& p, int64_t width, CopyRow&& copy_row, Body&& body) {
   constexpr int64_t kChunkBytes = 1 << 20, kMinChunkRows = 64, kMaxChunkRows = 256;  // 1 MB is half of a usual L2
   const int64_t stride = PaddedRows<E>::stride_of(p.depth()), row_bytes = stride * static_cast<int64_t>(sizeof(E));
   const int64_t rows = round_up(p.M, 16), panels = in_blocks(p.N, kPanelColumns);
@@ -58,10 +62,13 @@ void for_each_strip(const Linear& p, CopyRow&& copy_row, Body&& body) {
       std::memset(static_cast<void*>(to + count), 0, static_cast<size_t>(stride - count) * sizeof(E));
     }
     [[maybe_unused]] const Session session;
+    const int64_t strips = in_blocks(panels, width), thread = thread_index(), threads = team_size();
+    const int64_t begin = strips * thread / threads * width, end = std::min(panels, strips * (thread + 1) / threads * width);
     for (int64_t m = 0; m < p.M; m += chunk)
-#pragma omp for schedule(static) nowait
-      for (int64_t panel = 0; panel < panels; panel += kStrip)
-        body(x, m, std::min(p.M, m + chunk), panel, std::min(kStrip, panels - panel));
+      for (int64_t panel = begin; panel < end; panel += width) {
+        const int64_t count = std::min(width, end - panel), next = std::min(width, end - panel - count);
+        body(x, Strip{m, std::min(p.M, m + chunk), panel, count, next});
+      }
   }
 }
 

@@ -1,7 +1,7 @@
 // linear in products of bfloat16 pairs: AMX tiles, or dot products.
 //
-// A thread takes consecutive strips of four panels of 16 columns; the next panels are on their way to L2 while some are worked
-// on. Invariant: an element of the output is summed over k in a fixed order, with tiles in blocks of 32; no other row or column
+// A thread takes consecutive strips of panels of 16 columns; what it reads next is on its way to L2 while it multiplies.
+// Invariant: an element of the output is summed over k in a fixed order, with tiles in blocks of 32; no other row or column
 // enters it.
 #include <cstring>
 
@@ -15,6 +15,7 @@ namespace tts {
 namespace {
 
 constexpr int64_t kStageBlocks = 32;        // of a panel: what is asked for at a time
+constexpr int64_t kPlaces = 8;              // read from DRAM at once: one alone leaves the prefetcher idle at every 4 KB
 constexpr int64_t kAhead = 8 * kBlockSize;  // elements between what is loaded and what is asked for: 8 KB
 
 TTS_INLINE void prefetch_block(const BF16* block) {
@@ -71,38 +72,74 @@ TTS_TARGET_AVX512_BF16 void panel_of_dots(const Linear& p, const PaddedRows<BF16
   }
 }
 
-void strip_of_dots(const Linear& p, const PaddedRows<BF16>& x, int64_t m0, int64_t m1, int64_t panel, int64_t num_panels) {
-  for (; num_panels > 0; --num_panels, ++panel) panel_of_dots(p, x, m0, m1, panel);
+void strip_of_dots(const Linear& p, const PaddedRows<BF16>& x, const Strip& s) {
+  for (int64_t i = 0; i < s.num_panels; ++i) panel_of_dots(p, x, s.m0, s.m1, s.panel + i);
 }
 
-// Asks for `blocks` blocks of each of PANELS panels while as many are worked on, in eight places at once: one place alone leaves
-// the prefetcher idle at every 4 KB, and reaches two thirds of the DRAM rate. Step k of `blocks` asks for its share of each.
+// Asks for the blocks of PANELS panels a stage ahead, for a strip whose rows are multiplied at one go: DRAM is what it waits for.
 template <int PANELS>
-TTS_INLINE void prefetch_panels(const BF16* next, int64_t panel_size, int64_t blocks, int64_t k) {
-  constexpr int64_t kPlaces = 8 / PANELS, kLines = kBlockSize / 32 / kPlaces;
-  for (int64_t panel = 0; panel < PANELS; ++panel, next += panel_size)
-    for (int64_t place = 0; place < kPlaces; ++place)
-      for (int64_t i = 0; i < kLines; ++i) __builtin_prefetch(next + ((place * blocks + k) * kLines + i) * 32, 0, 2);
-}
+class NextBlocks {
+ public:
+  // The blocks behind the panels' last ones are those at `behind`.
+  NextBlocks(const BF16* panels, int64_t depth, const BF16* behind)
+      : at_(panels),
+        depth_(depth),
+        stage_(in_blocks(depth, std::max<int64_t>(1, in_blocks(depth, kStageBlocks)))),
+        within_(stage_),
+        behind_(behind) {}
+
+  TTS_INLINE void step() {
+    if (within_ == stage_) {
+      within_ = 0;
+      done_ += stage_;
+      following_ = done_ < depth_ ? at_ + done_ * kBlockSize : behind_;
+    }
+    constexpr int64_t kPlacesEach = kPlaces / PANELS, kLines = kBlockSize / 32 / kPlacesEach;
+    for (int64_t panel = 0; panel < PANELS; ++panel)
+      for (int64_t place = 0; place < kPlacesEach; ++place)
+        for (int64_t i = 0; i < kLines; ++i)
+          __builtin_prefetch(following_ + panel * depth_ * kBlockSize + ((place * stage_ + within_) * kLines + i) * 32, 0, 2);
+    ++within_;
+  }
+
+ private:
+  const BF16* at_;
+  int64_t depth_, stage_, within_, done_ = 0;
+  const BF16 *behind_, *following_ = nullptr;
+};
+
+// Asks for the next strip bit by bit while all rows are multiplied with this one: reading and multiplying take turns otherwise.
+// Every other line is enough, the other half of its 128 bytes comes along.
+class NextStrip {
+ public:
+  NextStrip(const BF16* next, int64_t num_blocks, int64_t num_steps)
+      : next_(next),
+        pairs_(num_blocks * kBlockSize / 64),
+        place_(in_blocks(pairs_, kPlaces)),
+        count_(in_blocks(pairs_, std::max<int64_t>(1, num_steps))) {}
+
+  TTS_INLINE void step() {
+    for (const int64_t end = std::min(at_ + count_, pairs_); at_ < end; ++at_)
+      __builtin_prefetch(next_ + (at_ % kPlaces * place_ + at_ / kPlaces) * 64, 0, 2);
+  }
+
+ private:
+  const BF16* next_;
+  int64_t pairs_, place_, count_, at_ = 0;
+};
 
 // sums[p][0:16*ROWS] = x[0:16*ROWS] @ panels[p]: ROWS x PANELS <= 4 tiles of sums.
-template <int ROWS, int PANELS>
-TTS_TARGET_AMX inline void multiply_tiles(const BF16* x, int64_t x_stride, const BF16* const* panels, int64_t depth,
-                                          const BF16* next, float* sums) {
+template <int ROWS, int PANELS, class Ahead>
+TTS_TARGET_AMX inline void multiply_tiles(const BF16* x, int64_t x_stride, const BF16* const* panels, int64_t depth, Ahead& ahead,
+                                          float* sums) {
   const int64_t row_bytes = x_stride * 2, tile_size = kTileRows * x_stride;
   constexpr int64_t kSum = kTileRows * kPanelColumns;
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  const int64_t stage = in_blocks(depth, std::max<int64_t>(1, in_blocks(depth, kStageBlocks)));
-  const BF16* following = panels[0];
-  for (int64_t k = 0, at = 0, within = stage; k < depth; ++k, ++within, at += kBlockSize, x += kPanelDepth) {
-    if (within == stage) {
-      within = 0;
-      following = k + stage < depth ? panels[0] + at + stage * kBlockSize : next;
-    }
-    prefetch_panels<PANELS>(following, depth * kBlockSize, stage, within);
+  for (int64_t k = 0, at = 0; k < depth; ++k, at += kBlockSize, x += kPanelDepth) {
+    ahead.step();
     if constexpr (PANELS == 4) {
       _tile_loadd(4, x, row_bytes);
       _tile_loadd(5, panels[0] + at, 64);
@@ -138,35 +175,59 @@ TTS_TARGET_AMX inline void multiply_tiles(const BF16* x, int64_t x_stride, const
   if (ROWS != 3) _tile_stored(3, sums + 3 * kSum, 64);
 }
 
-// The strip's panels for rows m.., as many panels at a time as the rows leave tiles for.
-template <int ROWS>
-TTS_TARGET_AMX void strip_of_tiles(const Linear& p, const PaddedRows<BF16>& x, int64_t m, int64_t rows, int64_t first_panel,
-                                   int64_t num_panels) {
-  constexpr int64_t kPanels = ROWS > 2 ? 1 : kStrip / ROWS;
+constexpr int64_t panels_beside(int64_t tile_rows) { return tile_rows > 2 ? 1 : kStrip / tile_rows; }
+
+// The strip's panels for rows m.., as many panels at a time as the rows leave tiles for. `ahead_of(panels, behind)` gives what
+// asks for the next blocks during the product with some panels.
+template <int ROWS, class AheadOf>
+TTS_TARGET_AMX void rows_of_tiles(const Linear& p, const PaddedRows<BF16>& x, int64_t m, int64_t rows, const Strip& s,
+                                  AheadOf&& ahead_of) {
+  constexpr int64_t kPanels = panels_beside(ROWS);
   alignas(64) float sums[4 * kTileRows * kPanelColumns];
   const int64_t size = p.depth() * kBlockSize;
-  const BF16* strip = static_cast<const BF16*>(p.weight) + first_panel * size;
-  for (int64_t panel = 0; panel < num_panels; panel += kPanels) {
+  const BF16* strip = static_cast<const BF16*>(p.weight) + s.panel * size;
+  for (int64_t panel = 0; panel < s.num_panels; panel += kPanels) {
     const BF16* panels[kPanels];
-    for (int64_t i = 0; i < kPanels; ++i) panels[i] = strip + std::min(panel + i, num_panels - 1) * size;
-    const BF16* next = strip + (panel + kPanels) * size;
-    multiply_tiles<ROWS, kPanels>(x.rows + m * x.stride, x.stride, panels, p.depth(), next, sums);
-    for (int64_t i = 0; i < std::min(kPanels, num_panels - panel); ++i)
-      write_sums(p, sums + i * ROWS * kTileRows * kPanelColumns, m, rows, (first_panel + panel + i) * kPanelColumns);
+    for (int64_t i = 0; i < kPanels; ++i) panels[i] = strip + std::min(panel + i, s.num_panels - 1) * size;
+    auto&& ahead = ahead_of(panels[0], strip + (panel + kPanels) * size);
+    multiply_tiles<ROWS, kPanels>(x.rows + m * x.stride, x.stride, panels, p.depth(), ahead, sums);
+    for (int64_t i = 0; i < std::min(kPanels, s.num_panels - panel); ++i)
+      write_sums(p, sums + i * ROWS * kTileRows * kPanelColumns, m, rows, (s.panel + panel + i) * kPanelColumns);
   }
 }
 
-TTS_TARGET_AMX void strip_of_tiles(const Linear& p, const PaddedRows<BF16>& x, int64_t m0, int64_t m1, int64_t panel,
-                                   int64_t num_panels) {
-  for (int64_t m = m0, rows; m < m1; m += rows) {
-    rows = m1 - m > 3 * kTileRows ? 2 * kTileRows : m1 - m;  // two by two tiles need the fewest loads for a product
-    switch (in_blocks(rows, kTileRows)) {
-      case 1: strip_of_tiles<1>(p, x, m, rows, panel, num_panels); break;
-      case 2: strip_of_tiles<2>(p, x, m, rows, panel, num_panels); break;
-      default: strip_of_tiles<3>(p, x, m, rows, panel, num_panels);
-    }
+// Up to three tiles of rows, at one go.
+template <int ROWS>
+TTS_TARGET_AMX void strip_of_tiles(const Linear& p, const PaddedRows<BF16>& x, const Strip& s) {
+  rows_of_tiles<ROWS>(p, x, s.m0, s.m1 - s.m0, s, [&](const BF16* panels, const BF16* behind) {
+    return NextBlocks<panels_beside(ROWS)>(panels, p.depth(), behind);
+  });
+}
+
+// More rows: two by two tiles, which need the fewest loads for a product, over and over.
+TTS_TARGET_AMX void strip_of_many_tiles(const Linear& p, const PaddedRows<BF16>& x, const Strip& s) {
+  const int64_t steps = in_blocks(s.m1 - s.m0, 2 * kTileRows) * in_blocks(s.num_panels, 2) * p.depth();
+  const BF16* behind = static_cast<const BF16*>(p.weight) + (s.panel + s.num_panels) * p.depth() * kBlockSize;
+  NextStrip next(behind, s.num_next * p.depth(), steps);
+  const auto ahead_of = [&](const BF16*, const BF16*) -> NextStrip& { return next; };
+  for (int64_t m = s.m0; m < s.m1; m += 2 * kTileRows) {
+    const int64_t rows = std::min(2 * kTileRows, s.m1 - m);
+    if (rows > kTileRows)
+      rows_of_tiles<2>(p, x, m, rows, s, ahead_of);
+    else
+      rows_of_tiles<1>(p, x, m, rows, s, ahead_of);
   }
 }
+
+void strip_of_tiles(const Linear& p, const PaddedRows<BF16>& x, const Strip& s) {
+  switch (in_blocks(s.m1 - s.m0, kTileRows)) {
+    case 1: return strip_of_tiles<1>(p, x, s);
+    case 2: return strip_of_tiles<2>(p, x, s);
+    case 3: return strip_of_tiles<3>(p, x, s);
+    default: return strip_of_many_tiles(p, x, s);
+  }
+}
+
 void copy_row(const Linear& p, int64_t m, BF16* to) {
   std::memcpy(to, static_cast<const BF16*>(p.x) + m * p.x_stride, static_cast<size_t>(p.K) * 2);
 }
@@ -175,10 +236,12 @@ void copy_row(const Linear& p, int64_t m, BF16* to) {
 
 void linear_in_bf16(const Linear& p) {
   const auto copy = [&](int64_t m, BF16* to) { copy_row(p, m, to); };
+  // Where rows are many, this strip and the next, both in L2, are to leave room there for x.
+  const int64_t width = p.M > 3 * kTileRows && p.depth() > 64 ? 2 : kStrip;
   if (has_bf16_tiles())
-    for_each_strip<BF16, TileSession>(p, copy, [&](auto&&... at) { strip_of_tiles(p, at...); });
+    for_each_strip<BF16, TileSession>(p, width, copy, [&](auto&&... at) { strip_of_tiles(p, at...); });
   else
-    for_each_strip<BF16, NoSession>(p, copy, [&](auto&&... at) { strip_of_dots(p, at...); });
+    for_each_strip<BF16, NoSession>(p, kStrip, copy, [&](auto&&... at) { strip_of_dots(p, at...); });
 }
 
 }  // namespace tts

@@ -97,9 +97,9 @@ template <class T>
 void run(const Linear& p) {
   const auto* x = static_cast<const T*>(p.x);
   for_each_strip<float, NoSession>(
-      p, [&](int64_t m, float* to) { copy_row(x + m * p.x_stride, p.K, to); },
-      [&](const PaddedRows<float>& rows, int64_t m0, int64_t m1, int64_t panel, int64_t num_panels) {
-        for (; num_panels > 0; --num_panels, ++panel) panel_of_float32<T>(p, rows, m0, m1, panel);
+      p, kStrip, [&](int64_t m, float* to) { copy_row(x + m * p.x_stride, p.K, to); },
+      [&](const PaddedRows<float>& rows, const Strip& s) {
+        for (int64_t i = 0; i < s.num_panels; ++i) panel_of_float32<T>(p, rows, s.m0, s.m1, s.panel + i);
       });
 }
 
