@@ -19,7 +19,7 @@ from tts.meter import context
 from tts.tasks import Task
 
 if TYPE_CHECKING:
-    from tts.solver import Result
+    from tts.solver import Candidate, Result
 
 NUM_RESAMPLES = 10_000
 NUM_BINS = 5
@@ -89,8 +89,8 @@ def trial(result: Result, task: Task) -> Trial:
 def of_first(result: Result, k: int, rule: str, task: Task) -> Trial:
     """Best-of-k out of a larger best-of-N: a draw depends on its lineage alone, so the first k are what k alone would sample.
 
-    They are charged what they alone cost; a majority needs no verifier. Where the verifier's tokens are not the policy's, its
-    share is in proportion to the policy's.
+    They are charged what they alone cost; a majority needs no verifier. The verifier's share is that of the steps which are
+    new to it: equal branches are read once.
     """
     candidates, meter = result.candidates[:k], result.meter
     if not candidates:
@@ -99,18 +99,40 @@ def of_first(result: Result, k: int, rule: str, task: Task) -> Trial:
     answer, gold = candidates[winner].answer, result.problem.gold
     lengths = [sum(step.num_tokens for step in c.steps) for c in result.candidates]
     prompt, drawn = meter.prompt_tokens, sum(lengths[:k])
-    share = (prompt + drawn) / (prompt + sum(lengths))
-    spans = [context(0, prompt), *(context(prompt, prompt + n) for n in lengths)]
-    attended = sum(spans[: k + 1]) / sum(spans)
-    read = 0.0 if rule == "majority" else 1.0
+    drawn_spans = [[(0, prompt)], *([(prompt, prompt + n)] for n in lengths)]
+    share, attended = _shares(drawn_spans, k + 1)
+    read, read_attended = (0.0, 0.0) if rule == "majority" else _shares([[(0, prompt)], *_read(result.candidates, prompt)], k + 1)
     return Trial(
         answer is not None and gold is not None and task.equal(gold, answer),
         drawn,
-        round(meter.verifier_tokens * share * read),
-        meter.policy_flops * share + meter.verifier_flops * share * read,
-        meter.policy_attention_flops * attended + meter.verifier_attention_flops * attended * read,
+        round(meter.verifier_tokens * read),
+        meter.policy_flops * share + meter.verifier_flops * read,
+        meter.policy_attention_flops * attended + meter.verifier_attention_flops * read_attended,
         answer is None,
     )
+
+
+def _read(candidates: Sequence[Candidate], prompt: int) -> list[list[tuple[int, int]]]:
+    """The positions at which each candidate's steps lie, those left out that an earlier one begins with as well."""
+    known: set[tuple[str, ...]] = set()
+    spans: list[list[tuple[int, int]]] = []
+    for candidate in candidates:
+        begin, path, new = prompt, (), []
+        for step in candidate.steps:
+            path = (*path, step.text)
+            if path not in known:
+                known.add(path)
+                new.append((begin, begin + step.num_tokens))
+            begin += step.num_tokens
+        spans.append(new)
+    return spans
+
+
+def _shares(spans: Sequence[Sequence[tuple[int, int]]], count: int) -> tuple[float, float]:
+    """What the first `count` of these have of all tokens, and of all their contexts."""
+    tokens = [sum(end - begin for begin, end in own) for own in spans]
+    contexts = [sum(context(begin, end) for begin, end in own) for own in spans]
+    return sum(tokens[:count]) / sum(tokens), sum(contexts[:count]) / sum(contexts)
 
 
 def resamples(num_questions: int, seed: int) -> np.ndarray:

@@ -39,7 +39,7 @@ class Meter:
     policy_tokens: int = 0
     """Tokens drawn, those of discarded branches and rollouts included."""
     verifier_tokens: int = 0
-    """Tokens that verifiers read: new ones only, never a prefix again."""
+    """Tokens that verifiers read: new ones only, never a prefix again; branches of equal text once."""
     reused_tokens: int = 0
     """Prefix tokens that branches of the policy took over at a fork instead of reading them again."""
     policy_flops: float = 0.0

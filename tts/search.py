@@ -102,7 +102,8 @@ class Search:
         session.meter.seconds = time.perf_counter() - self._open.pop(session)
         for node in (*session.roots.values(), *session.nodes):
             model = self.policies[node.prompt.model].model
-            session.meter.charge_attention(model, node.num_path_tokens - len(node.tokens), node.num_path_tokens)
+            begin = node.num_path_tokens - len(node.tokens) + session.shared.get(node, 0)
+            session.meter.charge_attention(model, begin, node.num_path_tokens)
         for policy in self.policies.values():
             policy.close(session)
         self._forget_scores(session.all_nodes)
@@ -125,10 +126,10 @@ class Search:
     def _forget_scores(self, nodes: Iterable[Node]) -> None:
         """Close nodes in the verifiers, parents first."""
         ordered = sorted(nodes, key=lambda node: node.depth)
-        for name, verifier in self.verifiers.items():
+        for verifier in self.verifiers.values():
             verifier.close(ordered)
-            for node in ordered:
-                self._scoring.pop((name, node), None)
+        gone = set(ordered)
+        self._scoring = {key: runs for key, runs in self._scoring.items() if key[1] not in gone}
 
     # ---- generators
 

@@ -90,7 +90,8 @@ def test_attention_is_stated_apart_and_follows_from_the_transcript(make_search, 
         nodes = [*session.roots.values(), *session.nodes]
         spans = {x: context(x.num_path_tokens - len(x.tokens), x.num_path_tokens) for x in nodes}
         assert meter.policy_attention_flops == small.attention_flops_per_context * sum(spans.values())
-        read = [x for x in nodes if x.parent is None or x.scores]
+        # Steps that were scored and the prompt, equal paths once.
+        read = {tuple(tuple(s.tokens) for s in x.path): x for x in nodes if x.parent is None or x.scores}.values()
         assert meter.verifier_attention_flops == large.attention_flops_per_context * sum(spans[x] for x in read)
         assert meter.attention_flops == meter.search_cost()["attention_flops"] > 0
 

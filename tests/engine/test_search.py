@@ -98,6 +98,11 @@ def test_another_seed_gives_other_answers(make_search):
 # ---- the meter
 
 
+def num_distinct_tokens(nodes):
+    """Tokens of the nodes, those of equal paths once."""
+    return sum(len(path[-1]) for path in {tuple(tuple(step.tokens) for step in node.path) for node in nodes})
+
+
 @pytest.mark.parametrize(("name", "changes"), ALL)
 def test_the_meter_equals_the_tokens_of_the_transcript(make_search, zoo_models, name, changes):
     small, large = zoo_models
@@ -107,8 +112,8 @@ def test_the_meter_equals_the_tokens_of_the_transcript(make_search, zoo_models, 
         prompt = len(outcome.request.problem.question)
         assert meter.policy_tokens == drawn == sum(node.cost for node in session.nodes)
         assert meter.prompt_tokens == prompt
-        # Every node that was scored was read once, the prompt once.
-        assert meter.verifier_tokens == prompt + sum(len(node.tokens) for node in session.nodes if node.scores)
+        # Every step that was scored was read once, equal ones together, the prompt once.
+        assert meter.verifier_tokens == prompt + num_distinct_tokens(node for node in session.nodes if node.scores)
         assert meter.reprefilled_tokens == 0
         assert meter.policy_flops == 2 * small.num_parameters * (prompt + drawn)
         assert meter.verifier_flops == 2 * large.num_parameters * meter.verifier_tokens
@@ -118,9 +123,25 @@ def test_beam_search_reads_new_tokens_only(make_search):
     """Re-encoding every prefix would cost the sum over rounds of the whole paths."""
     for outcome in outcomes(make_search(), requests("beam", n=8)):
         prompt = len(outcome.request.problem.question)
-        new = sum(len(node.tokens) for node in outcome.session.nodes)
+        new = num_distinct_tokens(outcome.session.nodes)
         again = sum(node.num_path_tokens for node in outcome.session.nodes)
         assert outcome.session.meter.verifier_tokens == prompt + new <= again
+
+
+def test_equal_branches_are_read_once_and_have_equal_scores(make_search):
+    def drawn_and_read(outcome):
+        session, scores = outcome.session, {}
+        for node in session.nodes:
+            scores.setdefault(tuple(tuple(step.tokens) for step in node.path), set()).add(node.scores["prm"])
+        assert all(len(found) == 1 for found in scores.values())
+        return len(session.nodes) - len(scores), session.meter
+
+    num_equal = 0
+    for outcome in outcomes(make_search(), requests("beam", n=16)):
+        count, meter = drawn_and_read(outcome)
+        num_equal += count
+        assert (meter.verifier_tokens < meter.prompt_tokens + meter.policy_tokens) == (count > 0)
+    assert num_equal > 20
 
 
 # ---- clean ends

@@ -235,9 +235,10 @@ def attention_case(dtype, tree: Tree, leaves, counts, num_heads, num_kv_heads, d
     lse_bound = allowance(lse, float_lse) + 1e-6
     keys, values = pages
     summed, _ = dense_attention(q, keys, values.abs(), contexts, scale)
-    # A rounding of a score is a relative error of its weight, so one of the largest that heads of these lengths can have counts.
-    largest = [float(x.double().nan_to_num().norm(dim=-1).max()) if x.numel() else 0.0 for x in (q, keys)]
-    magnitude = (float(summed.max()) if summed.numel() else 0.0) * (1 + scale * math.prod(largest))
+    # A rounding of a score is a relative error of its weight. The log-sum-exp of the scores without signs is at least their
+    # largest, and hardly more.
+    _, sizes = dense_attention(q.abs(), keys.abs(), values, contexts, scale)
+    magnitude = float((summed * (1 + sizes.clamp(min=0)[..., None])).max()) if summed.numel() else 0.0
     return Case(inputs, {"out": (exact, allowance(exact, plain, magnitude)), "lse": (lse, lse_bound)})
 
 

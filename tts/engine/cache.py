@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,8 +21,8 @@ class Prefill:
     tokens: np.ndarray
     position: int
     """Position in the branch of `tokens[0]`."""
-    nodes: Sequence[Node] = ()
-    ends: Sequence[int] = ()
+    nodes: list[Node] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
     """Index behind each node's last token in `tokens`."""
     num_done: int = 0
     is_reread: bool = False
@@ -72,17 +73,24 @@ class HiddenStates:
 class TreeCache:
     """The KV of a forest of nodes under one model. Any entry may be evicted at any time and be filled again.
 
-    `tokens_of` gives a node's tokens in this model's vocabulary; a node without tokens shares its parent's KV. An entry is
-    *complete* when all of its node's tokens are in pages; a freshly drawn node lacks its last one, which was never forwarded.
+    `tokens_of` gives a node's tokens in this model's vocabulary, `above` the node whose tokens come before them; a node without
+    tokens shares the KV of the one above it. An entry is *complete* when all of its node's tokens are in pages; a freshly drawn
+    node lacks its last one, which was never forwarded.
     """
 
-    def __init__(self, kv: PagedKV, tokens_of: Callable[[Node], Sequence[int]], hidden: HiddenStates):
-        self.kv, self.tokens_of, self.hidden = kv, tokens_of, hidden
+    def __init__(
+        self,
+        kv: PagedKV,
+        tokens_of: Callable[[Node], Sequence[int]],
+        hidden: HiddenStates,
+        above: Callable[[Node], Node | None] = operator.attrgetter("parent"),
+    ):
+        self.kv, self.tokens_of, self.hidden, self.above = kv, tokens_of, hidden, above
         self._entries: dict[Node, int] = {}  # in order of last use
         self._complete: set[Node] = set()
         self._num_read: dict[Node, int] = {}  # tokens of the node that were ever forwarded
         self._ends: dict[Node, int] = {}  # position behind the node's last token
-        self._filling: set[Node] = set()
+        self._filling: dict[Node, Prefill] = {}
 
     def solid(self, node: Node) -> Node:
         """The node itself, or its nearest ancestor with tokens; a prompt always has some."""
@@ -135,12 +143,12 @@ class TreeCache:
             if budget <= 0:
                 break
             missing = self._missing(node)
-            if not self._filling.isdisjoint(missing) or (not missing and node in self._filling):
+            if any(x in self._filling for x in missing or [node]):
                 started.append(None)
                 continue
             prefill = self._make_prefill(missing) if missing else self._make_reread(node)
             if prefill.kv_node < 0:
-                above = missing[0].parent
+                above = self.above(missing[0])
                 if above is not None:
                     self._touch(self.solid(above))
                 opened.append((prefill, -1 if above is None else self._entries[self.solid(above)]))
@@ -152,7 +160,7 @@ class TreeCache:
 
     def finish(self, prefill: Prefill) -> int:
         """Enter a prefill whose tokens are all in; its hidden states are the caller's to keep. Gives how many were read again."""
-        self._filling.difference_update(prefill.nodes)
+        self._no_longer_filled(prefill)
         if prefill.is_reread:
             self.kv.release(prefill.kv_node)
             return 1
@@ -171,9 +179,10 @@ class TreeCache:
         return node not in self._filling
 
     def split(self, node: Node, upper: Node) -> None:
-        """`upper`, new and by now the node's parent, has taken over its first tokens: their KV goes with them.
+        """`upper`, new and by now above the node, has taken over its first tokens: their KV goes with them.
 
-        The node must not be under way in a prefill (`can_split`). The state behind `upper`'s last token is not known.
+        A prefill that the node is under way in goes on, with `upper` as one node more. The state behind `upper`'s last token is
+        not known.
         """
         length = len(self.tokens_of(upper))
         num_read = self._num_read.pop(node, 0)
@@ -182,9 +191,14 @@ class TreeCache:
             assert node in self._complete, "half a node cannot be split"
             self._entries[upper] = self.kv.split(self._entries[node], length)
             self._complete.add(upper)
+        elif node in self._filling:
+            prefill = self._filling[upper] = self._filling[node]
+            at = prefill.nodes.index(node)
+            prefill.nodes.insert(at, upper)
+            prefill.ends.insert(at, prefill.ends[at] - len(self.tokens_of(node)))
 
     def abort(self, prefill: Prefill) -> None:
-        self._filling.difference_update(prefill.nodes)
+        self._no_longer_filled(prefill)
         self.kv.release(prefill.kv_node)
 
     def evict(self, num_pages: int) -> bool:
@@ -229,18 +243,23 @@ class TreeCache:
         """A prefill of all tokens that a chain lacks; its KV node is the first one's own if that has one, else -1 for now."""
         kv_node = self._entries.pop(missing[0], -1)
         have = self.kv.length(kv_node) if kv_node >= 0 else 0
-        self._filling.update(missing)
         lengths = [len(self.tokens_of(node)) for node in missing]
         tokens = np.array([t for node in missing for t in self.tokens_of(node)][have:], np.int64)
         ends = [sum(lengths[: i + 1]) - have for i in range(len(lengths))]
-        return Prefill(kv_node, tokens, self._end(missing[-1]) - len(tokens), missing, ends)
+        prefill = Prefill(kv_node, tokens, self._end(missing[-1]) - len(tokens), missing, ends)
+        self._filling.update(dict.fromkeys(missing, prefill))
+        return prefill
 
     def _make_reread(self, node: Node) -> Prefill:
         self._touch(node)
         self.kv.retain(self._entries[node])
-        self._filling.add(node)
         last = np.array(self.tokens_of(node)[-1:], np.int64)
-        return Prefill(self._entries[node], last, self._end(node) - 1, [node], [1], is_reread=True)
+        prefill = self._filling[node] = Prefill(self._entries[node], last, self._end(node) - 1, [node], [1], is_reread=True)
+        return prefill
+
+    def _no_longer_filled(self, prefill: Prefill) -> None:
+        for node in prefill.nodes:
+            del self._filling[node]
 
     def _touch(self, node: Node) -> None:
         self._entries[node] = self._entries.pop(node)
@@ -251,7 +270,7 @@ class TreeCache:
         while node is not None and node not in self._complete:
             if len(self.tokens_of(node)):
                 found.append(node)
-            node = node.parent
+            node = self.above(node)
         return found[::-1]
 
     def _end(self, node: Node | None) -> int:
@@ -259,5 +278,5 @@ class TreeCache:
         if node is None:
             return 0
         if node not in self._ends:
-            self._ends[node] = self._end(node.parent) + len(self.tokens_of(node))
+            self._ends[node] = self._end(self.above(node)) + len(self.tokens_of(node))
         return self._ends[node]

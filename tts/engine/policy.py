@@ -24,6 +24,7 @@ from tts.engine.model import Model
 from tts.engine.rows import Recipe, Row, Rows
 from tts.engine.sampling import child_key, root_key
 from tts.engine.session import Session, Ticket
+from tts.engine.stems import Stems
 from tts.engine.stops import EOS, KIND_SHIFT, STEP, STOP, StopTable
 from tts.moves import Answer, Embed, Expand, Steps, Tokens
 from tts.tree import Node, Prompt
@@ -81,7 +82,8 @@ class Policy:
         self.kv = model.make_kv(num_pages, page_size)
         self.graphs = Graphs(model, self.kv, capture) if capture is not None else None
         hidden = HiddenStates(model.config.hidden_size, model.dtype, model.device)
-        self.cache = TreeCache(self.kv, lambda node: node.tokens, hidden)
+        self.stems = Stems()
+        self.cache = TreeCache(self.kv, self.stems.tokens, hidden, self.stems.above)
         self.rows = Rows(max_rows)
         self.token_bytes = model.token_bytes()
         self.stops = StopTable(self.token_bytes, model.eos_ids)
@@ -195,7 +197,8 @@ class Policy:
         for job in [j for j in self._jobs if j.session is session]:
             self._abort(job)
         self._release_rows([s for s in self.rows.active.tolist() if self.rows.held[s].ticket.session is session])
-        self.cache.forget(session.all_nodes)
+        self.cache.forget([*session.stems, *session.all_nodes])
+        self.stems.forget([*session.stems, *session.roots.values()])
 
     def _release_rows(self, slots: list[int]) -> None:
         for slot in slots:
@@ -244,8 +247,14 @@ class Policy:
                 source,
                 order=(session.order, len(session.roots)),
             )
+            alike = (other for prompt, other in session.roots.items() if prompt.model == source.model)
+            shared, stem = self.stems.enter(root, alike, self.cache)
             session.roots[source] = root
-            self._charge_prompt(session, len(root.tokens))
+            session.shared[root] = shared
+            if stem is not None:
+                session.stems.append(stem)
+            session.meter.reused_tokens += shared
+            self._charge_prompt(session, len(root.tokens) - shared)
         return session.roots[source]
 
     def _recipe(self, session: Session, move: Expand) -> Recipe:

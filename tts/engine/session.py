@@ -24,6 +24,10 @@ class Session:
     """Its place among the problems that run."""
     meter: Meter = field(default_factory=Meter)
     roots: dict[Prompt, Node] = field(default_factory=dict)
+    shared: dict[Node, int] = field(default_factory=dict)
+    """By root: tokens that it begins with like a prompt before it, and that were not read for it again."""
+    stems: list[Node] = field(default_factory=list)
+    """What prompts have in common (`tts.engine.stems`)."""
     nodes: list[Node] = field(default_factory=list)
     """Every node that was decoded, in order of completion."""
     cancelled: list[Node] = field(default_factory=list)

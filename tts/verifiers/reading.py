@@ -22,7 +22,7 @@ class ReadingVerifier:
     A step's input is written whole and compared with that of the step before: the longest common token prefix is shared, the
     rest is new. Where the verifier tokenizes across the border of steps, the last tokens of the step before are rolled back:
     its place is cut, and both go on from the cut. So a *place* is a `Node` of the verifier's own: a run of its tokens, which
-    only a cut makes shorter.
+    only a cut makes shorter. Branches of a problem whose inputs are equal share a place: it is read, charged and scored once.
 
     Subclasses say `_input` and make scores of the hidden states in `step`.
     """
@@ -38,6 +38,8 @@ class ReadingVerifier:
         """Where the input of a search node ends that the next step's goes on from."""
         self._owned: dict[Node, list[Node]] = {}
         """All places of a search tree by its root."""
+        self._known: dict[Node, dict[tuple[Node | None, tuple[int, ...]], Node]] = {}
+        """By the root of a search tree: where a run of tokens behind a place leads to."""
         self._waiting: dict[Node, list[Node]] = {}
         """The search nodes that wait for the score read at a place."""
         self._scores: dict[Node, float] = {}
@@ -80,9 +82,12 @@ class ReadingVerifier:
             if at in self._scores:
                 self._ready.append((node, self._scores[at]))
                 continue
-            if at not in self._waiting and self._reader.cache.is_ready(at):
+            if at in self._waiting:
+                self._waiting[at].append(node)
+                continue
+            if self._reader.cache.is_ready(at):
                 self._reader.cache.hidden.drop(at)  # it was read without being asked for: its last token is forwarded again
-            self._waiting.setdefault(at, []).append(node)
+            self._waiting[at] = [node]
             wanted.append(place)
             if suffix is not None:
                 suffixed.append(suffix)
@@ -97,12 +102,12 @@ class ReadingVerifier:
         self._waiting = {at: kept for at, found in self._waiting.items() if (kept := [n for n in found if n not in gone])}
         for node in nodes:
             self._places.pop(node, None)
-        for root in {node.root for node in nodes}:
+        for root in {node.root for node in nodes if node.parent not in gone}:
             self._close_places(root, is_all=root in gone)
 
     def _close_places(self, root: Node, is_all: bool) -> None:
         """Give back the places of a tree, all or those that nothing stands on or waits for any more."""
-        places = self._owned.pop(root, [])
+        places, known = self._owned.pop(root, []), self._known.pop(root, {})
         needed: set[Node] = set()
         if not is_all:
             for place in [*self._waiting, *(place for node, place in self._places.items() if node.root is root)]:
@@ -111,6 +116,7 @@ class ReadingVerifier:
                     needed.add(at)
                     at = at.parent
             self._owned[root] = [place for place in places if place in needed]
+            self._known[root] = {way: place for way, place in known.items() if place in needed}
         gone = [place for place in places if place not in needed]
         self._reader.close(gone)
         for place in gone:
@@ -169,10 +175,12 @@ class ReadingVerifier:
                 shared = 0 if above is None else above.num_path_tokens
         if above is not None and shared == len(ids):
             return above
-        root = node.root
-        place = Node(above, ids[shared:], b"", node.end, node.key, root.prompt, order=root.order)
-        self._owned.setdefault(root, []).append(place)
-        return place
+        root, way = node.root, (above, tuple(ids[shared:]))
+        known = self._known.setdefault(root, {})
+        if way not in known:
+            known[way] = Node(above, ids[shared:], b"", node.end, node.key, root.prompt, order=root.order)
+            self._owned.setdefault(root, []).append(known[way])
+        return known[way]
 
     def _cut_back(self, place: Node, num_tokens: int, root: Node) -> Node | None:
         """The place that the path of `place` without its last `num_tokens` ends with, or one a little before it.
@@ -227,11 +235,9 @@ class ReadingVerifier:
             if self.calibration is not None and math.isfinite(score):
                 score = self.calibration(score)
             self._ready += [(node, score) for node in nodes]
-            if place.num_children or any(self._places.get(node) is place for node in nodes):
-                self._scores[place] = score
-            else:  # a read-out, on which nothing will ever stand
-                self._reader.cache.forget([place])
-                self._owned[nodes[0].root].remove(place)
+            self._scores[place] = score
+            if not place.num_children and all(self._places.get(node) is not place for node in nodes):
+                self._reader.cache.drop(place)  # a read-out, on which nothing will ever stand
 
     def _take_ready(self) -> list[tuple[Node, float | Exception]]:
         ready, self._ready = self._ready, []

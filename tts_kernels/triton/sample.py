@@ -156,6 +156,71 @@ def _kept_weights(x, v, cut, last_tie, least, peak, factor):
 
 
 @triton.jit
+def _statistics(logits_ptr, sums_ptr, list_ptr, most, peak, lse, V, num_blocks, BLOCK_V: tl.constexpr, BLOCK_NB: tl.constexpr):
+    """(confidence, certainty) of a row: -mean of the 20 largest log-probabilities, and of all of them less that of uniform ones."""
+    block = tl.arange(0, BLOCK_NB)
+    logit_sum = tl.sum(tl.load(sums_ptr + block * 4 + 3, mask=block < num_blocks, other=0.0).to(tl.float64), 0)
+    certainty = lse - logit_sum / V - tl.log(tl.cast(V, tl.float64))
+    count = tl.minimum(_TOP_TOKENS, V)
+    least = _kth_largest(most, count, BLOCK_NB)
+    size = _list_from(logits_ptr, sums_ptr, list_ptr, V, num_blocks, least, BLOCK_V)
+    cut, number, _, above = _select(list_ptr, size, _ordered(least), count, float("inf"), peak, _LOG2E, BLOCK_V)
+    ties = (count - number).to(tl.float64) * _from_ordered(cut).to(tl.float64)
+    return lse - (above + ties) / tl.cast(count, tl.float64), certainty
+
+
+@triton.jit
+def _last_kept(
+    logits_ptr, sums_ptr, list_ptr, most, ends, top_k, has_top_k, top_p, peak, factor, V, num_blocks,
+    BLOCK_V: tl.constexpr, BLOCK_NB: tl.constexpr,
+):  # fmt: skip
+    """(the smallest logit that top-k, then top-p keep, the last id that is kept among those equal to it)."""
+    if has_top_k:
+        least = _kth_largest(most, top_k, BLOCK_NB)
+    else:
+        # What comes after a kept token, itself included, weighs more than 1 - top_p, and none of these V is heavier.
+        bound = tl.minimum(0.99 * (1 - top_p) * tl.sum(ends, 0) / V, 0.5).to(tl.float32)
+        least = peak + tl.log2(bound) / factor
+        least -= 1e-6 * tl.abs(least)
+    size = _list_from(logits_ptr, sums_ptr, list_ptr, V, num_blocks, least, BLOCK_V)
+    low = _ordered(least)
+    mass = tl.sum(ends, 0)
+    ties = tl.full([], 1, tl.int32) * V
+    if has_top_k:
+        low, number, above, _ = _select(list_ptr, size, low, top_k, float("inf"), peak, factor, BLOCK_V)
+        ties = top_k - number
+        mass = above + ties.to(tl.float64) * tl.exp2((_from_ordered(low) - peak) * factor).to(tl.float64)
+    if top_p < 1:
+        target = top_p.to(tl.float64) * mass
+        cut_k = low
+        low, _, above, _ = _select(list_ptr, size, low, V + 1, target, peak, factor, BLOCK_V)
+        weight = tl.exp2((_from_ordered(low) - peak) * factor).to(tl.float64)
+        fitting = tl.where(weight > 0, (target - above) / weight, V)
+        fitting = tl.maximum(tl.minimum(tl.ceil(fitting), V), 1).to(tl.int32)
+        ties = tl.where(low == cut_k, tl.minimum(ties, fitting), fitting)
+    cut = _from_ordered(low)
+    return cut, _last_tie(logits_ptr, sums_ptr, V, num_blocks, cut, ties, BLOCK_V)
+
+
+@triton.jit
+def _token_at(share, ends, logits_ptr, cut, last_tie, min_p, peak, factor, V, BLOCK_V: tl.constexpr, BLOCK_NB: tl.constexpr):
+    """The first token with which the sum of kept weights exceeds `share` of them all; `ends` are the sums of the blocks.
+
+    Where rounding leaves a sum short of it, it is the last block, or token, with a weight.
+    """
+    block = tl.arange(0, BLOCK_NB)
+    target = share * tl.sum(ends, 0)
+    hit = tl.min(tl.where((tl.cumsum(ends, 0) > target) & (ends > 0), block, BLOCK_NB), 0)
+    hit = tl.minimum(hit, tl.max(tl.where(ends > 0, block, 0), 0))
+    v = hit * BLOCK_V + tl.arange(0, BLOCK_V)
+    x = tl.load(logits_ptr + v, mask=v < V, other=float("-inf"))
+    weight = _kept_weights(x, v, cut, last_tie, min_p, peak, factor)
+    within = tl.sum(tl.where(block < hit, ends, 0.0), 0) + tl.cumsum(weight, 0)
+    token = tl.min(tl.where((within > target) & (weight > 0), v, V), 0)
+    return tl.minimum(token, tl.max(tl.where(weight > 0, v, 0), 0))
+
+
+@triton.jit
 def _draw_kernel(
     logits_ptr, row_ptr, key_ptr, position_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, state_ptr, next_state_ptr,
     token_ptr, logprob_ptr, next_ptr, confidence_ptr, certainty_ptr, all_sums_ptr, list_ptr, num_draws, V, num_blocks,
@@ -180,14 +245,7 @@ def _draw_kernel(
         confidence = tl.full([], float("nan"), tl.float64)
         certainty = tl.full([], float("nan"), tl.float64)
         if HAS_STATISTICS & is_valid:
-            logit_sum = tl.sum(tl.load(sums + block * 4 + 3, mask=is_block, other=0.0).to(tl.float64), 0)
-            certainty = lse - logit_sum / V - tl.log(tl.cast(V, tl.float64))
-            count = tl.minimum(_TOP_TOKENS, V)
-            least = _kth_largest(most, count, BLOCK_NB)
-            size = _list_from(logits, sums, list_ptr, V, num_blocks, least, BLOCK_V)
-            cut, number, _, above = _select(list_ptr, size, _ordered(least), count, float("inf"), peak, _LOG2E, BLOCK_V)
-            ties = (count - number).to(tl.float64) * _from_ordered(cut).to(tl.float64)
-            confidence = lse - (above + ties) / tl.cast(count, tl.float64)
+            confidence, certainty = _statistics(logits, sums, list_ptr, most, peak, lse, V, num_blocks, BLOCK_V, BLOCK_NB)
 
         temperature = tl.load(temperature_ptr + i)
         if (temperature == 0) | (is_valid == 0):
@@ -202,31 +260,9 @@ def _draw_kernel(
             cut = tl.full([], float("-inf"), tl.float32)
             last_tie = tl.full([], -1, tl.int32)
             if has_top_k | (top_p < 1):
-                if has_top_k:
-                    least = _kth_largest(most, top_k, BLOCK_NB)
-                else:
-                    # What comes after a kept token, itself included, weighs more than 1 - top_p, and none of these V is heavier.
-                    bound = tl.minimum(0.99 * (1 - top_p) * tl.sum(ends, 0) / V, 0.5).to(tl.float32)
-                    least = peak + tl.log2(bound) / factor
-                    least -= 1e-6 * tl.abs(least)
-                size = _list_from(logits, sums, list_ptr, V, num_blocks, least, BLOCK_V)
-                low = _ordered(least)
-                mass = tl.sum(ends, 0)
-                ties = tl.full([], 1, tl.int32) * V
-                if has_top_k:
-                    low, number, above, _ = _select(list_ptr, size, low, top_k, float("inf"), peak, factor, BLOCK_V)
-                    ties = top_k - number
-                    mass = above + ties.to(tl.float64) * tl.exp2((_from_ordered(low) - peak) * factor).to(tl.float64)
-                if top_p < 1:
-                    target = top_p.to(tl.float64) * mass
-                    cut_k = low
-                    low, _, above, _ = _select(list_ptr, size, low, V + 1, target, peak, factor, BLOCK_V)
-                    weight = tl.exp2((_from_ordered(low) - peak) * factor).to(tl.float64)
-                    fitting = tl.where(weight > 0, (target - above) / weight, V)
-                    fitting = tl.maximum(tl.minimum(tl.ceil(fitting), V), 1).to(tl.int32)
-                    ties = tl.where(low == cut_k, tl.minimum(ties, fitting), fitting)
-                cut = _from_ordered(low)
-                last_tie = _last_tie(logits, sums, V, num_blocks, cut, ties, BLOCK_V)
+                cut, last_tie = _last_kept(
+                    logits, sums, list_ptr, most, ends, top_k, has_top_k, top_p, peak, factor, V, num_blocks, BLOCK_V, BLOCK_NB
+                )
             if has_top_k | (top_p < 1) | (min_p > 0):
                 ends = tl.zeros([BLOCK_NB], tl.float64)
                 for b in range(num_blocks):
@@ -235,18 +271,8 @@ def _draw_kernel(
                         x = tl.load(logits + v, mask=v < V, other=float("-inf"))
                         kept = tl.sum(_kept_weights(x, v, cut, last_tie, min_p, peak, factor), 0)
                         ends = tl.where(block == b, kept, ends)
-            target = uniform(tl.load(key_ptr + i), tl.load(position_ptr + i)) * tl.sum(ends, 0)
-            # The first block with which the sum exceeds the target; where rounding leaves the sum short of it, the last with a
-            # weight.
-            reached = tl.cumsum(ends, 0)
-            hit = tl.min(tl.where((reached > target) & (ends > 0), block, BLOCK_NB), 0)
-            hit = tl.minimum(hit, tl.max(tl.where(ends > 0, block, 0), 0))
-            v = hit * BLOCK_V + tl.arange(0, BLOCK_V)
-            x = tl.load(logits + v, mask=v < V, other=float("-inf"))
-            weight = _kept_weights(x, v, cut, last_tie, min_p, peak, factor)
-            within = tl.sum(tl.where(block < hit, ends, 0.0), 0) + tl.cumsum(weight, 0)
-            token = tl.min(tl.where((within > target) & (weight > 0), v, V), 0)
-            token = tl.minimum(token, tl.max(tl.where(weight > 0, v, 0), 0))
+            share = uniform(tl.load(key_ptr + i), tl.load(position_ptr + i))
+            token = _token_at(share, ends, logits, cut, last_tie, min_p, peak, factor, V, BLOCK_V, BLOCK_NB)
 
         tl.store(token_ptr + i, token.to(tl.int64))
         logprob = tl.load(logits + token).to(tl.float64) - lse
