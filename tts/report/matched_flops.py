@@ -85,7 +85,8 @@ def _panel(
         if row["n"] is not None:
             axis.annotate(str(row["n"]), (a, b), fontsize=7, color=INK, xytext=(3, -10), textcoords="offset points")
     axis.set_xscale("log")
-    axis.set_ylim(0, 1)
+    axis.set_ylim(0, 1.05)  # a mark at 1 is whole
+    axis.margins(x=0.1)
     axis.set_title(name, fontsize=9, color=INK)
     axis.grid(True, color="#eeeeee", linewidth=0.6)
 
