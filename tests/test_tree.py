@@ -43,6 +43,11 @@ def test_the_documented_step_scores_have_the_documented_values(how, expected):
     assert chain([0.9, 0.5, 0.8]).value(how) == pytest.approx(expected, abs=5e-5)
 
 
+def test_an_unknown_aggregation_is_one_clear_error():
+    with pytest.raises(ValueError, match="unknown aggregation 'average': there are last, min, prod, mean"):
+        chain([0.9]).value("average")
+
+
 @given(step_scores)
 def test_running_aggregates_equal_those_of_the_whole_list(scores):
     running = Running()

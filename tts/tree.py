@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from tts.selection import AGGREGATIONS
+
 ENDS = ("prompt", "step", "cut", "stop", "length", "watch", "error")
 _MAX_LOG = math.log(sys.float_info.max)
 
@@ -40,6 +42,8 @@ class Running(NamedTuple):
 
     def value(self, how: str) -> float:
         """`last`, `min`, `prod` or `mean` of the step scores; NaN without any. A product too large for a float is inf."""
+        if how not in AGGREGATIONS:
+            raise ValueError(f"unknown aggregation {how!r}: there are {', '.join(AGGREGATIONS)}")
         if how == "last":
             return self.last
         if self.num_steps == 0:

@@ -41,7 +41,9 @@ class Stems:
 
         Both keep their last token to themselves, so that the sum over prompts does not depend on their order.
         """
-        shared, other = max(((_num_equal(prompt, other), other) for other in others), key=lambda pair: pair[0], default=(0, prompt))
+        shared, other = max(
+            ((_num_equal(prompt, other), other) for other in others), key=lambda pair: pair[0], default=(0, prompt)
+        )
         if shared < MIN_TOKENS:
             return 0, None
         lower = other

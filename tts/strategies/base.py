@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tts import selection
 from tts.moves import Moves, Node, Prompt
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def parameter(default: Any, help: str, low: float | None = None, high: float | N
 
 
 MAX_WIDTH = 4096
-AGGREGATIONS = ("last", "min", "prod", "mean")
+AGGREGATIONS = tuple(selection.AGGREGATIONS)
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,7 @@ def _kept_weights(x, v, cut, last_tie, least, peak, factor):
 
 @triton.jit
 def _statistics(logits_ptr, sums_ptr, list_ptr, most, peak, lse, V, num_blocks, BLOCK_V: tl.constexpr, BLOCK_NB: tl.constexpr):
-    """(confidence, certainty) of a row: -mean of the 20 largest log-probabilities, and of all of them less that of uniform ones."""
+    """(confidence, certainty) of a row: -mean of the 20 largest log-probabilities, -mean of all less that of uniform ones."""
     block = tl.arange(0, BLOCK_NB)
     logit_sum = tl.sum(tl.load(sums_ptr + block * 4 + 3, mask=block < num_blocks, other=0.0).to(tl.float64), 0)
     certainty = lse - logit_sum / V - tl.log(tl.cast(V, tl.float64))
