@@ -117,7 +117,8 @@ def _read(candidates: Sequence[Candidate], prompt: int) -> list[list[tuple[int, 
     known: set[tuple[str, ...]] = set()
     spans: list[list[tuple[int, int]]] = []
     for candidate in candidates:
-        begin, path, new = prompt, (), []
+        begin, new = prompt, []
+        path: tuple[str, ...] = ()
         for step in candidate.steps:
             path = (*path, step.text)
             if path not in known:
