@@ -53,6 +53,7 @@ PYBIND11_MODULE(_native, module) {
   define(module, "rope", tts_rope);
   define(module, "append", tts_append);
   define(module, "attend", tts_attend);
+  define(module, "decoder", tts_decoder);
   define(module, "plan", tts_plan);
   define(module, "plan_pages", tts_plan_pages);
   define(module, "score", tts_score);

@@ -112,6 +112,31 @@ TTS_API int tts_attend(int dtype, int64_t N, int64_t H, int64_t G, int64_t D, in
                        const int32_t* spans, const int32_t* item_indptr, const int32_t* items, double scale, void* out,
                        float* lse);
 
+/* The weights of L layers of a Llama-like decoder, each kind those of all layers one behind the other: what is multiplied through
+ * tts_pack layer by layer, the rest row-major. Biases, and the norms of queries and keys (Qwen 3's), may be null. */
+typedef struct {
+  const void* input_norm;             /* T[L,E] */
+  const void *qkv, *qkv_bias;         /* T[L,(H+2*G)*D,E], T[L,(H+2*G)*D]: queries, keys, values */
+  const void *q_norm, *k_norm;        /* T[L,D] */
+  const void *o, *o_bias;             /* T[L,E,H*D], T[L,E] */
+  const void* post_norm;              /* T[L,E] */
+  const void *gate_up, *gate_up_bias; /* T[L,2*F,E], T[L,2*F] */
+  const void *down, *down_bias;       /* T[L,E,F], T[L,E] */
+} tts_decoder_weights;
+
+/* L layers of a decoder over the pages: for each the ops above in turn, with their bits.
+ *   x = rms_norm(hidden); q, k, v = linear(x), q and k through their norms where they have some, and through rope; append; attend
+ *   y = hidden + linear(attend); hidden = y + linear(silu_and_mul(linear(rms_norm(y))))
+ *   hidden, out T[N,E]; cos, sin T[N,R] with rows *_stride apart; R <= D; keys, values T[L,P,G,S,D] with layers *_layer apart;
+ * all else as in those ops Bytes: the weights once per 64 to 256 rows, and those of attend. */
+TTS_API int tts_decoder(int dtype, int64_t L, int64_t N, int64_t E, int64_t F, int64_t H, int64_t G, int64_t D, int64_t R,
+                        int64_t P, int64_t S, int64_t num_spans, int64_t W, const void* hidden, const void* cos,
+                        int64_t cos_stride, const void* sin, int64_t sin_stride, void* keys, int64_t keys_layer,
+                        int64_t keys_page, int64_t keys_head, int64_t keys_slot, void* values, int64_t values_layer,
+                        int64_t values_page, int64_t values_head, int64_t values_slot, const int64_t* slots, const int32_t* spans,
+                        const int32_t* item_indptr, const int32_t* items, double scale, double eps,
+                        const tts_decoder_weights* weights, void* out);
+
 /* The work items of B rows over the node table: row b adds tokens indptr[b]:indptr[b+1] to node leaves[b].
  *   leaves i32[B] in [0, X); indptr i32[B+1] from 0; parent (-1 at a root), start, length, first_page i32[X]; next_page i32[P];
  *   items i32[max_items,3], item_indptr i32[max_items+1], spans i32[max_spans,3] as tts_attend reads them;

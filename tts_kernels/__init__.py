@@ -3,6 +3,7 @@
 from tts_kernels.append import append
 from tts_kernels.attend import attend, plan, plan_pages
 from tts_kernels.c_library import get_include, get_library
+from tts_kernels.decoder import decoder
 from tts_kernels.fork import copy_tails, fork
 from tts_kernels.linear import linear, pack
 from tts_kernels.op import OPS, Op, backends, op, register_backend
@@ -36,6 +37,7 @@ __all__ = [
     "attend",
     "backends",
     "copy_tails",
+    "decoder",
     "fork",
     "get_include",
     "get_library",

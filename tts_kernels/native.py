@@ -5,6 +5,7 @@ Each function passes sizes, strides and addresses as kernels.h names them. Input
 that are written in place must be row-major, because a copy would lose what the kernel writes.
 """
 
+from array import array
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,7 @@ from tts_kernels import cuda
 from tts_kernels.append import append
 from tts_kernels.arguments import ACTIVATIONS, DTYPES, RULES, check_rows_in_place, dense, dense_all, dense_rows, pointer
 from tts_kernels.attend import attend, plan, plan_pages
+from tts_kernels.decoder import decoder
 from tts_kernels.fork import copy_tails, fork
 from tts_kernels.linear import linear, pack
 from tts_kernels.op import register_backend
@@ -32,8 +34,8 @@ def _in_place(op: str, **tensors: torch.Tensor) -> None:
 
 
 def _pages(tensor: torch.Tensor) -> tuple[int, ...]:
-    """Address and strides of pages T[P,G,S,D]."""
-    return tensor.data_ptr(), *tensor.stride()[:3]
+    """Address and strides of pages T[P,G,S,D], or of all layers' T[L,P,G,S,D]."""
+    return tensor.data_ptr(), *tensor.stride()[:-1]
 
 
 def _pack(weight, *, packed):
@@ -81,6 +83,20 @@ def _attend(q, keys, values, spans, item_indptr, items, scale, *, out, lse):
     tables = spans.data_ptr(), item_indptr.data_ptr(), items.data_ptr()
     inputs = q.data_ptr(), *q.stride()[:2], *_pages(keys), *_pages(values), *tables
     _native.attend(DTYPES[q.dtype], *sizes, *inputs, scale, out.data_ptr(), lse.data_ptr())
+
+
+def _decoder(hidden, cos, sin, keys, values, slots, spans, item_indptr, items, scale, eps, H, F, *weights, out):
+    check_rows_in_place("decoder", keys=keys, values=values)
+    hidden, slots, spans, item_indptr, items = dense_all(hidden, slots, spans, item_indptr, items)
+    cos, sin = dense_rows(cos), dense_rows(sin)
+    weights = [None if x is None else dense(x) for x in weights]
+    addresses = array("q", [pointer(x) for x in weights])  # a tts_decoder_weights
+    (N, E), (L, P, G, S, D) = hidden.shape, keys.shape
+    sizes = L, N, E, F, H, G, D, cos.shape[1], P, S, spans.shape[0], items.shape[0]
+    angles = cos.data_ptr(), cos.stride(0), sin.data_ptr(), sin.stride(0)
+    tables = slots.data_ptr(), spans.data_ptr(), item_indptr.data_ptr(), items.data_ptr()
+    inputs = hidden.data_ptr(), *angles, *_pages(keys), *_pages(values), *tables, scale, eps, addresses.buffer_info()[0]
+    _native.decoder(DTYPES[hidden.dtype], *sizes, *inputs, out.data_ptr())
 
 
 def _plan(leaves, indptr, parent, start, length, first_page, next_page, page_size, max_items, max_spans, **outputs):
@@ -167,7 +183,23 @@ def ceilings(seconds: float = 0.5, names: Sequence[str] = CEILINGS) -> dict[str,
     return found
 
 
-_OPS = pack, linear, rms_norm, silu_and_mul, rope, append, attend, plan, plan_pages, score, prune, fork, copy_tails, sample
+_OPS = (
+    pack,
+    linear,
+    rms_norm,
+    silu_and_mul,
+    rope,
+    append,
+    attend,
+    decoder,
+    plan,
+    plan_pages,
+    score,
+    prune,
+    fork,
+    copy_tails,
+    sample,
+)
 for _op in _OPS:
     register_backend(_op, "native", globals()[f"_{_op.name}"], devices=("cpu",), checks_values=True)
 

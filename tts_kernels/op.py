@@ -6,7 +6,8 @@
 declares the op `segment_max` with the decorated function as its reference implementation. Grammar, item by item:
 
     x f32[N,D]           tensor; a dim is a name, a number, or a name plus a number (R+1); a name's first use binds it.
-                         N/32 is N in blocks of 32, the last one perhaps partly used; N is bound before
+                         N/32 is N in blocks of 32, the last one perhaps partly used; N is bound before. So are the names in
+                         (2*F), an expression, which may stand where a name does
     x T[N]               T is a type variable over f32, f16, bf16: all tensors marked T have the same dtype
     x T[N]*              a list of one or more tensors of that form
     x? f32[N]            optional, may be None           pool! T[P,S]    written in place
@@ -48,7 +49,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 CPU = torch.device("cpu")
 SCALARS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "str": (str,)}
 _ITEM = re.compile(r"(?P<name>\w+)(?P<mark>[?!]?) (?P<type>\w+)(\[(?P<dims>[^\]]*)\](?P<list>\*)?)?( in (?P<range>\S+))?")
-_DIM = re.compile(r"(?P<name>[A-Za-z_]\w*)?(/(?P<block>\d+))?\+?(?P<number>\d+)?")
+_DIM = re.compile(r"(?P<name>[A-Za-z_]\w*|\(.*\))?(/(?P<block>\d+))?\+?(?P<number>\d+)?")
 _NO_BUILTINS: dict[str, Any] = {"__builtins__": {}}
 
 OPS: dict[str, Op] = {}
@@ -69,6 +70,8 @@ class Arg:
     """What each tensor of a list must be; `None` for all else."""
     dims: tuple[tuple[str, int, int], ...]
     """(name or "", block, number): the size is ceil(name / block) + number."""
+    expressions: tuple[tuple[str, CodeType], ...]
+    """The names in `dims` that are expressions, compiled."""
     bounds: CodeType | None
     """Compiled (low, high)."""
     choices: tuple[str, ...]
@@ -81,6 +84,7 @@ def _parse(text: str) -> Arg:
     if match is None:
         raise SyntaxError(f"not an item of an op signature: {text!r}")
     low, dots, high = (match["range"] or "").partition("..")
+    dims = tuple(_parse_dim(d.strip(), text) for d in (match["dims"] or "").split(",") if match["dims"])
     arg = Arg(
         text=text,
         name=match["name"],
@@ -88,7 +92,8 @@ def _parse(text: str) -> Arg:
         dtype=DTYPES.get(match["type"]),
         is_tensor=match["dims"] is not None,
         element=None,
-        dims=tuple(_parse_dim(d.strip(), text) for d in (match["dims"] or "").split(",") if match["dims"]),
+        dims=dims,
+        expressions=tuple((name, compile(name, text, "eval")) for name, _, _ in dims if name.startswith("(")),
         bounds=compile(f"{low}, {high}", text, "eval") if dots else None,
         choices=tuple(low.split("|")) if low and not dots else (),
         is_optional=match["mark"] == "?",
@@ -273,6 +278,8 @@ class Op:
                 raise ValueError(
                     f"{self.name}: {arg.name} must have {len(arg.dims)} dims ({arg.text!r}), got shape {tuple(shape)}"
                 )
+            for name, code in arg.expressions:
+                dims[name] = _value(code, dims)
             for (name, block, number), size in zip(arg.dims, shape):
                 if name not in dims and size >= number:
                     dims[name] = size - number
@@ -360,6 +367,8 @@ class Op:
         return self._allocate(dims, dtype, device)
 
     def _allocate(self, dims: dict[str, int], dtype, device) -> Sequence[torch.Tensor]:
+        for name, code in (x for a in self.outputs for x in a.expressions):
+            dims[name] = _value(code, dims)
         return [
             torch.empty([-(-dims[name] // block) + n for name, block, n in a.dims], dtype=a.dtype or dtype, device=device)
             for a in self.outputs

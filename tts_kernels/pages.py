@@ -44,8 +44,8 @@ class PagedKV:
     """A pool of pages and the tree of nodes that live in it.
 
     `pool` is T[L, 2, G, P, S, D]: layers, (K, V), KV heads, pages, slots, head dim: what a head reads of a prompt lies in one
-    piece where its pages do. `layers[l]` are the (keys, values) of a layer, views T[P, G, S, D]. Node ids are small integers,
-    reused after release. Every method that gives a node gives the caller one reference to it; `release` returns it.
+    piece where its pages do. `keys` and `values` are views T[L, P, G, S, D] of it, `layers[l]` both of a layer. Node ids are
+    small integers, reused after release. Every method that gives a node gives the caller one reference to it; `release` returns it.
     """
 
     _parent: np.ndarray
@@ -71,7 +71,8 @@ class PagedKV:
                 f"all sizes of a PagedKV must be >= 1, got {num_pages=} {page_size=} {num_layers=} {num_kv_heads=} {head_dim=}"
             )
         self.pool = memory.empty((num_layers, 2, num_kv_heads, num_pages, page_size, head_dim), dtype, device)
-        self.layers = [(keys.transpose(0, 1), values.transpose(0, 1)) for keys, values in self.pool]
+        self.keys, self.values = self.pool.transpose(2, 3).unbind(1)
+        self.layers = list(zip(self.keys, self.values))
         self.page_size, self.num_pages = page_size, num_pages
         self.peak_pages = 0
         self._free_pages = list(range(num_pages - 1, -1, -1))

@@ -14,6 +14,7 @@ from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
+from tts.engine.decoder import Decoder
 from tts.engine.parts import Activation, Attention, GatedMLP, Linear, RMSNorm
 from tts.engine.swap import swap_parts
 
@@ -64,6 +65,30 @@ def test_the_parts_of_every_tested_architecture_are_replaced(architecture):
     kinds = [type(x) for x in model.modules()]
     assert kinds.count(RMSNorm) == norms == (9 if architecture == "qwen3" else 5)
     assert kinds.count(GatedMLP) == kinds.count(Attention) == 2 and nn.Linear not in kinds and Activation not in kinds
+    assert len(model.base_model.layers) == 1 and type(model.base_model.layers[0]) is Decoder
+
+
+def test_layers_of_which_one_computes_something_else_stay_as_they_are():
+    for change in (
+        lambda layer: setattr(layer, "input_layernorm", nn.LayerNorm(48)),
+        lambda layer: setattr(layer.post_attention_layernorm, "variance_epsilon", 0.5),
+        lambda layer: setattr(layer.self_attn, "scaling", 0.3),
+        lambda layer: setattr(layer.mlp, "act_fn", nn.GELU()),
+        lambda layer: setattr(layer.self_attn, "layer_idx", 0),
+    ):
+        model = tiny_model("llama")
+        change(model.base_model.layers[1])
+        swap_parts(model)
+        assert len(model.base_model.layers) == 2
+
+
+def test_joined_layers_hold_their_weights_once():
+    model = tiny_model("qwen3")
+    swap_parts(model)
+    decoder = model.base_model.layers[0]
+    for i, layer in enumerate(decoder.layers):
+        assert layer.mlp.down.weight.data_ptr() == decoder.weights[-2][i].data_ptr()
+        assert layer.self_attn.q_norm.weight.data_ptr() == decoder.weights[3][i].data_ptr()
 
 
 @torch.inference_mode()

@@ -36,9 +36,9 @@ def with_gaps(tensor: torch.Tensor) -> Placed:
 
 
 def slots_before_heads(pages: torch.Tensor) -> Placed:
-    """A copy of pages [P,G,S,D] in the order [P,S,G,D], canaries behind each row."""
-    rows, buffer = with_gaps(pages.transpose(1, 2))
-    return rows.transpose(1, 2), buffer
+    """A copy of pages [P,G,S,D], or of all layers' [L,P,G,S,D], in the order [P,S,G,D], canaries behind each row."""
+    rows, buffer = with_gaps(pages.transpose(-3, -2))
+    return rows.transpose(-3, -2), buffer
 
 
 def heads_before_tokens(rows: torch.Tensor) -> Placed:
@@ -62,6 +62,7 @@ LAYOUTS = {
     "scattered": scattered,
 }
 WRITTEN_LAYOUTS = {
+    5: {"gapped": with_gaps, "scattered": slots_before_heads},
     4: {"gapped": with_gaps, "scattered": slots_before_heads},
     3: {"gapped": with_gaps, "scattered": heads_before_tokens},
 }

@@ -1,5 +1,6 @@
 """One thread unless a test asks for more: shapes are tiny, and results do not depend on it (test_invariance)."""
 
+import decoder_cases  # noqa: F401 (declares a family)
 import pytest
 import torch
 

@@ -24,6 +24,7 @@ from cases import (
     score_case,
     silu_and_mul_case,
 )
+from decoder_cases import decoder_case
 from trees import Tree, depth_first_leaves, i32, random_tree
 
 import tts_kernels
@@ -135,6 +136,18 @@ def attend_cases(draw) -> Case:
 
 
 @st.composite
+def decoder_cases(draw) -> Case:
+    tree, leaves, counts = draw(tree_batches((1, 3, 16), draw(st.sampled_from((3, 9, 40)))))
+    counts = [min(count, draw(st.sampled_from((1, 1, 33)))) for count in counts]
+    num_kv_heads, group, dim = draw(st.integers(1, 2)), draw(st.sampled_from((1, 4, 7))), draw(st.sampled_from((8, 24, 64)))
+    rotary = draw(st.sampled_from([r for r in (2, 8, 16, 64) if r <= dim]))
+    sizes_ = draw(sizes(64, 129, least=1)), draw(sizes(65, least=1)), rotary
+    is_qwen, num_layers = (draw(st.booleans()), draw(st.booleans())), draw(st.integers(1, 3))
+    heads = num_kv_heads * group, num_kv_heads, dim
+    return decoder_case(draw(DTYPES), tree, leaves, counts, heads, sizes_, num_layers, is_qwen, draw(SEEDS))
+
+
+@st.composite
 def plan_cases(draw) -> Case:
     tree, leaves, counts = draw(tree_batches())
     inputs = tree.plan_inputs(leaves, offsets(counts))
@@ -226,6 +239,7 @@ CASES = {
     "append": append_cases(),
     "attend": attend_cases(),
     "copy_tails": copy_tails_cases(),
+    "decoder": decoder_cases(),
     "fork": fork_cases(),
     "linear": linear_cases(),
     "pack": pack_cases(),

@@ -29,6 +29,7 @@ def changed(tensor: torch.Tensor, at, value) -> torch.Tensor:
 START = {
     "append": ("append", "7x2x40"),
     "attend": ("attend", "decode-H3-G3-D16"),
+    "decoder": ("decoder", "llama"),
     "plan": ("plan", "worked-example"),
     "plan_pages": ("plan_pages", "worked-example"),
     "score": ("score", "7x48x2-softmax"),
@@ -47,6 +48,9 @@ WRONG = [
     ("attend", "spans", lambda x: changed(x, (2, 0), 1 << 30), "page of spans must be in [0, 108), got 1073741824"),
     ("attend", "spans", lambda x: changed(x, (2, 1), 1), "first slot of spans must be in [0, 1), got 1"),
     ("attend", "spans", lambda x: changed(x, (2, 2), 2), "count of spans must be in [0, 2), got 2"),
+    ("decoder", "slots", lambda x: changed(x, 0, 9999), "values of slots must be in [-1, 108), got 9999"),
+    ("decoder", "H", lambda x: 3, "dim ((H+2*G)*D)/16 of qkv"),
+    ("decoder", "cos", lambda x: x[:, :14], "dim R of sin ('sin T[N,R]') must be 14, got shape"),
     ("plan", "leaves", lambda x: changed(x, 0, 5), "values of leaves must be in [0, 5), got 5"),
     ("plan", "indptr", lambda x: changed(x, 1, 3), "values of indptr must be in [3, 2147483648), got 2"),
     ("plan", "parent", lambda x: changed(x, 0, 4), "parent has a cycle"),

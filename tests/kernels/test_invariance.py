@@ -5,7 +5,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from cases import normal, sample_inputs
+from cases import FAMILIES, normal, sample_inputs
+from decoder_cases import one_by_one
 from trees import Tree, depth_first_leaves, filled_pages, i32, random_tree
 
 import tts_kernels
@@ -57,6 +58,18 @@ def test_a_row_of_rms_norm_and_of_silu_and_mul_has_the_same_bits_in_every_batch(
         assert torch.equal(whole, with_threads(2, partial(call, x)))
         for first, last in ((0, 1), (rows - 1, rows), (3, 20), (rows // 2, rows)):
             assert torch.equal(call(x[first:last]), whole[first:last])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", FAMILIES["decoder"].cases)
+def test_decoder_has_the_bits_of_the_ops_that_it_is_made_of(case, dtype):
+    inputs = FAMILIES["decoder"].cases[case](dtype).inputs
+    expected = one_by_one(inputs, "native")
+    for threads in (1, 2):
+        keys, values = inputs[3].clone(), inputs[4].clone()
+        out = with_threads(threads, lambda: tts_kernels.decoder(*inputs[:3], keys, values, *inputs[5:], backend="native"))
+        for one, other in zip((out, keys, values), expected):
+            assert torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,5 +1,6 @@
 """The contract machinery: what a call checks, says, allocates and chooses."""
 
+import re
 import subprocess
 import sys
 
@@ -114,6 +115,23 @@ def test_a_condition_on_the_dims_is_checked():
     empty = torch.zeros(0, 3, dtype=torch.int32)
     with pytest.raises(ValueError, match="attend: H%G==0 does not hold for .*'H': 3"):
         tts_kernels.attend(q, pages, pages, empty, torch.zeros(1, dtype=torch.int32), empty, 1.0)
+
+
+def halves(x, n, y, *, out):
+    """Takes what the signature below says."""
+    out.zero_()
+
+
+def test_a_dim_may_be_an_expression_of_what_is_bound_before():
+    declared = Op("x f32[N], n int, y? f32[(2*N+n)/4,(N*n)] -> out f32[(N+n)]", halves)
+    x = torch.zeros(3)
+    assert declared(x, 4, torch.zeros(3, 12)).shape == declared(x, 4).shape == (7,)
+    with pytest.raises(
+        ValueError, match=re.escape("dim (2*N+n)/4 of y ('y? f32[(2*N+n)/4,(N*n)]') must be 3, got shape (2, 12)")
+    ):
+        declared(x, 4, torch.zeros(2, 12))
+    with pytest.raises(ValueError, match=re.escape("dim (N*n) of y")):
+        declared(x, 4, torch.zeros(3, 11))
 
 
 def sum_all(parts, *, out):

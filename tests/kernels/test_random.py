@@ -11,7 +11,7 @@ from random_cases import CASES
 import tts_kernels
 
 pytestmark = pytest.mark.skipif("native" not in tts_kernels.linear.backends, reason="the C++ module is not built")
-HAS_CODE_PER_ISA = ("linear", "attend")
+HAS_CODE_PER_ISA = ("linear", "attend", "decoder")
 
 
 def isas(name: str) -> list[str]:

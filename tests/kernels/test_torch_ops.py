@@ -17,6 +17,7 @@ CASES = {
     "rope": "5x3x40-38",
     "append": "7x2x40",
     "attend": "ragged-prefill",
+    "decoder": "qwen2",
     "plan": "worked-example",
     "plan_pages": "worked-example",
     "score": "7x48x2-softmax",

@@ -93,6 +93,20 @@ void attend(const Inputs& in, int dtype, Results& r) {
   ok(tts_copy_tails(dtype, 1, 2, G, D, P, S, sources, destinations, counts, caches, page, S * D, D));
 }
 
+// Two layers over one row with two tokens before it.
+void decode(const Inputs& in, int dtype, Results& r) {
+  constexpr int64_t L = 2, E = 40, F = 24;
+  const int64_t size = dtype == TTS_F32 ? 4 : 2, page = G * S * D, slots[] = {6};
+  const int32_t spans[] = {1, 0, 3}, item_indptr[] = {0, 1}, items[] = {0, 1, 1};
+  char *keys = r.take<char>(L * P * page * size), *values = r.take<char>(L * P * page * size);
+  std::memcpy(keys, in.of(dtype), L * P * page * size);
+  std::memcpy(values, in.of(dtype), L * P * page * size);
+  const void* any = in.of(dtype);
+  const tts_decoder_weights weights = {any, any, nullptr, nullptr, any, any, any, any, any, nullptr, any, nullptr};
+  ok(tts_decoder(dtype, L, 1, E, F, H, G, D, D, P, S, 1, 1, any, any, D, any, D, keys, P * page, page, S * D, D, values, P * page,
+                 page, S * D, D, slots, spans, item_indptr, items, 0.2, 1e-6, &weights, r.take<char>(E * size)));
+}
+
 void select(const Inputs& in, Results& r) {
   const int32_t segments[] = {0, 5, 9}, total[] = {4, 6}, keep[] = {2, 2}, parents[] = {0, 1}, nodes[] = {3, 4};
   const int64_t keys[] = {1, 2};
@@ -141,6 +155,7 @@ int main() {
           multiply(inputs, dtype, mine);
           norm_activate_and_turn(inputs, dtype, mine);
           attend(inputs, dtype, mine);
+          decode(inputs, dtype, mine);
         }
         select(inputs, mine);
         draw(inputs, mine);

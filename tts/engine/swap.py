@@ -7,11 +7,19 @@ from typing import Any
 
 from torch import nn
 from transformers.activations import ACT2FN
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, apply_rotary_pos_emb, rotate_half
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaMLP,
+    LlamaRMSNorm,
+    apply_rotary_pos_emb,
+    rotate_half,
+)
 from transformers.models.mistral.modeling_mistral import MistralAttention
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
+from tts.engine.decoder import Decoder, are_joinable
 from tts.engine.parts import Activation, Attention, GatedMLP, Linear, RMSNorm
 
 SILU = nn.SiLU, type(ACT2FN["silu"])
@@ -20,11 +28,12 @@ ATTENTIONS = LlamaAttention, Qwen2Attention, MistralAttention, Qwen3Attention
 
 
 def swap_parts(inner: Any, backend: str | None = None) -> None:
-    """Give a transformers model on the CPU our projections, attention, norms, gated MLPs and activations.
+    """Give a transformers model on the CPU our projections, attention, norms, gated MLPs, activations and layers.
 
     A part that computes anything else stays as it is. So do heads other than the language-model head: the `score` op reads them.
     """
     _swap_below(inner.base_model, backend)
+    _join_layers(inner.base_model, backend)
     head = inner.get_output_embeddings()
     if type(head) is nn.Linear:
         inner.set_output_embeddings(Linear(head.weight, head.bias, backend))
@@ -82,6 +91,20 @@ def _is_attention(module: Any) -> bool:
     have_one_form = len({x.bias is None for x in projections if type(x) is nn.Linear}) == 1
     are_ordinary = all(type(x) is nn.Linear for x in (*projections, module.o_proj))
     return have_one_form and are_ordinary and all(x is None or _is_rms_norm(x) for x in _head_norms(module))
+
+
+def _join_layers(trunk: Any, backend: str | None) -> None:
+    """Give the model one layer, which holds all of them, if each computes Llama's and all see the same tokens."""
+    layers, config = getattr(trunk, "layers", None), getattr(trunk, "config", None)
+    if not isinstance(layers, nn.ModuleList) or not all(_is_decoder_layer(x) for x in layers):
+        return
+    has_one_window = len(set(getattr(config, "layer_types", None) or ["full_attention"])) == 1
+    if has_one_window and [x.self_attn.layer_idx for x in layers] == list(range(len(layers))) and are_joinable(layers):
+        trunk.layers = nn.ModuleList([Decoder(list(layers), backend)])
+
+
+def _is_decoder_layer(module: Any) -> bool:
+    return _does_the_same(type(module).forward, LlamaDecoderLayer.forward)
 
 
 def _head_norms(attention: Any) -> tuple[Any, Any]:
