@@ -89,8 +89,8 @@ def _decoder(hidden, cos, sin, keys, values, slots, spans, item_indptr, items, s
     check_rows_in_place("decoder", keys=keys, values=values)
     hidden, slots, spans, item_indptr, items = dense_all(hidden, slots, spans, item_indptr, items)
     cos, sin = dense_rows(cos), dense_rows(sin)
-    weights = [None if x is None else dense(x) for x in weights]
-    addresses = array("q", [pointer(x) for x in weights])  # a tts_decoder_weights
+    kept = [None if x is None else dense(x) for x in weights]
+    addresses = array("q", [pointer(x) for x in kept])  # a tts_decoder_weights
     (N, E), (L, P, G, S, D) = hidden.shape, keys.shape
     sizes = L, N, E, F, H, G, D, cos.shape[1], P, S, spans.shape[0], items.shape[0]
     angles = cos.data_ptr(), cos.stride(0), sin.data_ptr(), sin.stride(0)

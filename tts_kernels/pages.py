@@ -45,7 +45,8 @@ class PagedKV:
 
     `pool` is T[L, 2, G, P, S, D]: layers, (K, V), KV heads, pages, slots, head dim: what a head reads of a prompt lies in one
     piece where its pages do. `keys` and `values` are views T[L, P, G, S, D] of it, `layers[l]` both of a layer. Node ids are
-    small integers, reused after release. Every method that gives a node gives the caller one reference to it; `release` returns it.
+    small integers, reused after release. Every method that gives a node gives the caller one reference to it; `release` returns
+    it.
     """
 
     _parent: np.ndarray

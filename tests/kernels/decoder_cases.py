@@ -35,18 +35,7 @@ def decoder_case(dtype, tree: Tree, leaves, counts, heads, sizes, num_layers=2, 
     keys[:, slots // tree.page_size, :, slots % tree.page_size] = float("nan")  # what is not written must not be read
     values[:, slots // tree.page_size, :, slots % tree.page_size] = float("nan")
 
-    shapes = {"input_norm": (E,), "qkv": ((H + 2 * G) * D, E), "qkv_bias": ((H + 2 * G) * D,), "q_norm": (D,), "k_norm": (D,)}
-    shapes |= {"o": (E, H * D), "o_bias": (E,), "post_norm": (E,), "gate_up": (2 * width, E), "gate_up_bias": (2 * width,)}
-    shapes |= {"down": (E, width), "down_bias": (E,)}
-    weights = {
-        name: normal((num_layers, *shape), torch.float32, seed + i)
-        .div(max(shape[-1], 1) ** 0.5 if len(shape) > 1 else 1)
-        .to(dtype)
-        for i, (name, shape) in enumerate(shapes.items())
-    }
-    for name in weights:
-        if (name.endswith("_bias") and not has_bias) or (name in ("q_norm", "k_norm") and not has_head_norms):
-            weights[name] = None
+    weights = _weights(dtype, num_layers, heads, sizes, is_qwen, seed)
     angles = 9 * normal((len(slots), R), torch.float32, seed + 20)
     hidden, cos, sin = normal((len(slots), E), dtype, seed + 21), angles.cos().to(dtype), angles.sin().to(dtype)
 
@@ -60,6 +49,21 @@ def decoder_case(dtype, tree: Tree, leaves, counts, heads, sizes, num_layers=2, 
         expected[name] = one, allowance(one, other) + 8 * torch.finfo(dtype).eps * largest
     packed = {name: _packed(x) if name in ("qkv", "o", "gate_up", "down") else x for name, x in weights.items()}
     return Case((*batch, made.spans, made.item_indptr, made.items, *settings, *packed.values()), expected)
+
+
+def _weights(dtype, num_layers, heads, sizes, is_qwen, seed) -> dict[str, torch.Tensor | None]:
+    """In the order of the op; products keep the scale of what goes in."""
+    (H, G, D), (E, width, _), (has_bias, has_head_norms) = heads, sizes, is_qwen
+    columns = (H + 2 * G) * D
+    shapes = {"input_norm": (E,), "qkv": (columns, E), "qkv_bias": (columns,), "q_norm": (D,), "k_norm": (D,)}
+    shapes |= {"o": (E, H * D), "o_bias": (E,), "post_norm": (E,), "gate_up": (2 * width, E), "gate_up_bias": (2 * width,)}
+    shapes |= {"down": (E, width), "down_bias": (E,)}
+    weights: dict[str, torch.Tensor | None] = {}
+    for i, (name, shape) in enumerate(shapes.items()):
+        scale = max(shape[-1], 1) ** -0.5 if len(shape) > 1 else 1.0
+        is_absent = (name.endswith("_bias") and not has_bias) or (name in ("q_norm", "k_norm") and not has_head_norms)
+        weights[name] = None if is_absent else (scale * normal((num_layers, *shape), torch.float32, seed + i)).to(dtype)
+    return weights
 
 
 def _packed(weights: torch.Tensor) -> torch.Tensor:

@@ -126,9 +126,7 @@ def test_a_dim_may_be_an_expression_of_what_is_bound_before():
     declared = Op("x f32[N], n int, y? f32[(2*N+n)/4,(N*n)] -> out f32[(N+n)]", halves)
     x = torch.zeros(3)
     assert declared(x, 4, torch.zeros(3, 12)).shape == declared(x, 4).shape == (7,)
-    with pytest.raises(
-        ValueError, match=re.escape("dim (2*N+n)/4 of y ('y? f32[(2*N+n)/4,(N*n)]') must be 3, got shape (2, 12)")
-    ):
+    with pytest.raises(ValueError, match=re.escape("dim (2*N+n)/4 of y ('y? f32[(2*N+n)/4,(N*n)]') must be 3, got")):
         declared(x, 4, torch.zeros(2, 12))
     with pytest.raises(ValueError, match=re.escape("dim (N*n) of y")):
         declared(x, 4, torch.zeros(3, 11))

@@ -95,12 +95,12 @@ def _is_attention(module: Any) -> bool:
 
 def _join_layers(trunk: Any, backend: str | None) -> None:
     """Give the model one layer, which holds all of them, if each computes Llama's and all see the same tokens."""
-    layers, config = getattr(trunk, "layers", None), getattr(trunk, "config", None)
-    if not isinstance(layers, nn.ModuleList) or not all(_is_decoder_layer(x) for x in layers):
+    layers: list[Any] = list(getattr(trunk, "layers", []))
+    if not layers or not all(_is_decoder_layer(x) for x in layers):
         return
-    has_one_window = len(set(getattr(config, "layer_types", None) or ["full_attention"])) == 1
+    has_one_window = len(set(getattr(trunk.config, "layer_types", None) or ["full_attention"])) == 1
     if has_one_window and [x.self_attn.layer_idx for x in layers] == list(range(len(layers))) and are_joinable(layers):
-        trunk.layers = nn.ModuleList([Decoder(list(layers), backend)])
+        trunk.layers = nn.ModuleList([Decoder(layers, backend)])
 
 
 def _is_decoder_layer(module: Any) -> bool:
