@@ -20,7 +20,7 @@ def decoder_case(dtype, tree: Tree, leaves, counts, heads, sizes, num_layers=2, 
 
     `is_qwen`: biases as in Qwen 2 and on all else too, norms of heads as in Qwen 3.
     """
-    (H, G, D), (E, width, R), (has_bias, has_head_norms) = heads, sizes, is_qwen
+    (H, G, D), (E, width, R) = heads, sizes
     new = [tree.tokens[leaf][len(tree.tokens[leaf]) - n :] for leaf, n in zip(leaves, counts)]
     slots = torch.tensor([slot for part in new for slot in part], dtype=torch.int64)
     contexts = [
