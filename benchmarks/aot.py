@@ -167,9 +167,10 @@ def configurations() -> Iterator[Configuration]:
     for rule in prune.RULES:
         yield Configuration("prune", rule, True, _prune(rule))
     yield Configuration("fork", "", True, _fork)
-    for vocabulary, with_statistics in product((32_000, 151_936), (0, 1)):
-        config = f"V={vocabulary}{' statistics' if with_statistics else ''}"
-        yield Configuration("sample", config, vocabulary == 151_936, _sample(vocabulary, with_statistics))
+    for name, vocabulary, with_statistics in product(("f32", "bf16"), (32_000, 151_936), (0, 1)):
+        config = f"{name} V={vocabulary}{' statistics' if with_statistics else ''}"
+        is_quick = name == "bf16" and vocabulary == 151_936
+        yield Configuration("sample", config, is_quick, _sample(DTYPES[name], vocabulary, with_statistics))
 
 
 def _i32(*shape: int) -> torch.Tensor:
@@ -208,9 +209,9 @@ def _fork() -> None:
     fork.fork(_i32(5), _i32(5), *(_i32(9) for _ in range(6)))
 
 
-def _sample(vocabulary: int, with_statistics: int) -> Callable[[], None]:
+def _sample(dtype: torch.dtype, vocabulary: int, with_statistics: int) -> Callable[[], None]:
     n, i64, f32 = 3, torch.zeros(3, dtype=torch.int64), torch.zeros(3)
-    logits, table = torch.zeros(2, vocabulary), _i32(1, vocabulary)
+    logits, table = torch.zeros(2, vocabulary, dtype=dtype), _i32(1, vocabulary)
     inputs = (logits, _i32(n), i64, i64, f32, _i32(n), f32, f32, _i32(n), table, with_statistics)
     outputs = {"token": i64, "logprob": f32, "next": _i32(n), "confidence": f32, "certainty": f32}
     return lambda: sample.sample(*inputs, **outputs)

@@ -177,8 +177,8 @@ static void draw(const Cache* c, const int32_t* leaves, const float* logits, int
     position[i] = path(c, leaves[i], context);
     temperature[i] = top_p[i] = 1;
   }
-  ok(tts_sample(rows, V, WIDTH, 1, logits, row, key, position, temperature, top_k, top_p, min_p, state, next_state, 0, token,
-                logprob, next, confidence, certainty));
+  ok(tts_sample(TTS_F32, rows, V, WIDTH, 1, logits, row, key, position, temperature, top_k, top_p, min_p, state, next_state, 0,
+                token, logprob, next, confidence, certainty));
   for (int i = 0; i < WIDTH; ++i) {
     tokens[i] = (int32_t)token[i];
     expect_near("log-probability", logprob[i], naive_logprob(logits + row[i] * V, token[i]));

@@ -28,7 +28,7 @@
 extern "C" {
 #endif
 
-#define TTS_ABI_VERSION 1
+#define TTS_ABI_VERSION 2
 
 enum { TTS_OK = 0, TTS_INVALID_ARGUMENT = 1, TTS_OUT_OF_MEMORY = 2, TTS_INTERNAL_ERROR = 3 };
 
@@ -188,14 +188,14 @@ TTS_API int tts_copy_tails(int dtype, int64_t N, int64_t C, int64_t G, int64_t D
                            int64_t caches_head, int64_t caches_slot);
 
 /* Draw N tokens from R rows of logits, move the stop automaton, take the statistics.
- *   logits f32[R,V]; row i32[N] in [0, R); key, position i64[N]; temperature f32[N] >= 0 (0: greedy); top_k i32[N] (0: off);
+ *   logits T[R,V]; row i32[N] in [0, R); key, position i64[N]; temperature f32[N] >= 0 (0: greedy); top_k i32[N] (0: off);
  *   top_p f32[N] (1: off); min_p f32[N] (0: off); state i32[N], its low 24 bits in [0, A); next_state i32[A,V];
  *   token i64[N], logprob f32[N], next i32[N]; confidence, certainty f32[N], NaN unless with_statistics
- * Bytes: 4*V per distinct row among neighbours that share their filters, so the draws of one row stand together. */
-TTS_API int tts_sample(int64_t R, int64_t V, int64_t N, int64_t A, const float* logits, const int32_t* row, const int64_t* key,
-                       const int64_t* position, const float* temperature, const int32_t* top_k, const float* top_p,
-                       const float* min_p, const int32_t* state, const int32_t* next_state, int with_statistics, int64_t* token,
-                       float* logprob, int32_t* next, float* confidence, float* certainty);
+ * Bytes: V * sizeof(T) per distinct row among neighbours that share their filters, so the draws of one row stand together. */
+TTS_API int tts_sample(int dtype, int64_t R, int64_t V, int64_t N, int64_t A, const void* logits, const int32_t* row,
+                       const int64_t* key, const int64_t* position, const float* temperature, const int32_t* top_k,
+                       const float* top_p, const float* min_p, const int32_t* state, const int32_t* next_state,
+                       int with_statistics, int64_t* token, float* logprob, int32_t* next, float* confidence, float* certainty);
 
 /* What the machine can do with all threads, the best of many rounds of a loop that does nothing else, within about `seconds`.
  *   out f64[1]: bytes/s of reading from DRAM or from the last cache, bytes/s read plus written of a copy in DRAM, FLOP/s of

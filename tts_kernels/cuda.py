@@ -63,7 +63,7 @@ def _copy_tails(launchers: Launchers) -> Callable[..., None]:
 def _sample(launchers: Launchers) -> Callable[..., None]:
     def sample(*inputs, **outputs):
         *tensors, with_statistics = inputs
-        tensors = dense_all(*tensors)
+        tensors = dense_all(tensors[0].float(), *tensors[1:])
         logits, row, next_state = tensors[0], tensors[1], tensors[9]
         num_draws, vocabulary = len(row), logits.shape[1]
         workspace = torch.empty(3 * num_draws * -(-vocabulary // 256), dtype=torch.int64, device=logits.device)

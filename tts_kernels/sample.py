@@ -12,7 +12,7 @@ RUNNING, STEP, STOP, EOS = range(4)
 
 
 @op(
-    "logits f32[R,V], row i32[N] in 0..R, key i64[N], position i64[N], temperature f32[N], top_k i32[N], top_p f32[N],"
+    "logits T[R,V], row i32[N] in 0..R, key i64[N], position i64[N], temperature f32[N], top_k i32[N], top_p f32[N],"
     " min_p f32[N], state i32[N], next_state i32[A,V], with_statistics int in 0..2"
     " -> token i64[N], logprob f32[N], next i32[N], confidence f32[N], certainty f32[N]"
 )
@@ -46,10 +46,11 @@ def sample(
     `logprob` is of the untempered, unfiltered distribution. `next` is the stop automaton's `next_state[state & mask, token]`:
     the state in the low 24 bits, above them what the token did (`STEP`, `STOP`, `EOS`). With `with_statistics`: `confidence`
     is minus the mean log-probability of the 20 likeliest tokens (DeepConf), `certainty` minus the mean over the vocabulary
-    of log(V p) (self-certainty); else NaN.
+    of log(V p) (self-certainty); else NaN. Arithmetic is float32 for every T.
     """
     if not bool((temperature >= 0).all()):
         raise ValueError(f"sample: values of temperature must be >= 0, got {temperature.tolist()}")
+    logits = logits.float()
     is_valid = (logits < float("inf")).all(-1, keepdim=True) & logits.isfinite().any(-1, keepdim=True)
     logp = torch.log_softmax(torch.where(is_valid, logits, float("nan")), -1)
     finite = torch.where(logits.isfinite(), logits, float("-inf"))

@@ -3,8 +3,8 @@
 // A task is a run of draws. A row's first draw reads its V logits once, in blocks of 256 tokens, and keeps for each of a block's
 // 16 lanes the largest logit and the sum of e^((logit - largest) / temperature): 3/16 of the row's bytes, in cache. A draw finds
 // its block by the cumulative sums and computes the weights of that block again. Filters read the row once more, from cache, and
-// leave a list of (weight, id). Invariant: sums run over fixed blocks in order, blocks in double; nothing depends on which draws
-// share a task.
+// leave a list of (weight, id). A row of half precision is widened into cache first. Invariant: sums run over fixed blocks in
+// order, blocks in double; nothing depends on which draws share a task.
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
@@ -28,8 +28,9 @@ constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kLeastWeight = 2 * FLT_MIN;  // less is 0 or might be
 
 struct Sample {
+  int dtype;
   int64_t R, V, N, A;
-  const float* logits;
+  const void* logits;
   const int32_t* row;
   const int64_t *key, *position;
   const float* temperature;
@@ -48,6 +49,16 @@ int64_t argmax_of_finite(const float* logits, int64_t V) {
   for (int64_t i = 0; i < V; ++i)
     if (std::isfinite(logits[i]) && (!std::isfinite(logits[best]) || logits[i] > logits[best])) best = i;
   return best;
+}
+
+template <class T>
+TTS_CLONES void widen_row(const T* row, int64_t V, float* to) {
+  int64_t i = 0;
+  for (; i + kLanes <= V; i += kLanes) {
+    __builtin_prefetch(reinterpret_cast<const char*>(row + i) + kAhead);
+    store(to + i, load<kLanes>(row + i));
+  }
+  if (i < V) store_some(to + i, load_some(row + i, V - i), V - i);
 }
 
 // ---- statistics
@@ -86,7 +97,7 @@ float mean_of_top(const float* logits, int64_t V, const F32x16* most, const floa
 // The state of one thread: the row that was read last, and what the filters of the last draw keep of it.
 class RowSampler {
  public:
-  static int64_t bytes(int64_t V) { return padded_blocks(V) * (3 * 64 + 4 + 8 + 3 * 4 * kBlock) + 3 * 64; }
+  static int64_t bytes(int64_t V) { return padded_blocks(V) * (3 * 64 + 4 + 8 + 4 * 4 * kBlock) + 4 * 64; }
 
   RowSampler(const Sample& p, void* memory) : p_(p), blocks_((p.V + kBlock - 1) / kBlock) {
     const int64_t blocks = padded_blocks(p.V), list = blocks * kBlock + kLanes;
@@ -98,6 +109,7 @@ class RowSampler {
     list_ = tops_ + blocks;
     work_ = list_ + list;
     ids_ = reinterpret_cast<int32_t*>(work_ + list);
+    wide_ = reinterpret_cast<float*>(ids_ + list);
   }
 
   void draw(int64_t i) {
@@ -128,7 +140,7 @@ class RowSampler {
   // Valid is a row with a finite logit and without NaN and +inf, which make the sum NaN.
   void read_row(int32_t row, float temperature) {
     row_ = row;
-    logits_ = p_.logits + row * p_.V;
+    logits_ = wide_row(row);
     filters_ = {};
     const bool is_tempered = temperature > 0 && temperature != 1;
     const float factors[] = {kLog2E, is_tempered ? factor_of(temperature) : 0.0f};
@@ -144,6 +156,15 @@ class RowSampler {
     const auto V = static_cast<double>(p_.V);
     confidence_ = static_cast<float>(lse_ - mean_of_top(logits_, p_.V, most_, tops_));
     certainty_ = static_cast<float>(lse_ - logit_sum / V - std::log(V));
+  }
+
+  const float* wide_row(int32_t row) const {
+    if (p_.dtype == TTS_F32) return static_cast<const float*>(p_.logits) + row * p_.V;
+    with_dtype(p_.dtype, [&](auto element) {
+      using T = decltype(element);
+      widen_row(static_cast<const T*>(p_.logits) + row * p_.V, p_.V, wide_);
+    });
+    return wide_;
   }
 
   int64_t choose(const Filters& filters, int64_t i) {
@@ -279,6 +300,7 @@ class RowSampler {
   float* tops_;                                  // [blocks]
   float *list_, *work_;                          // [V + 16]
   int32_t* ids_;                                 // [V + 16]
+  float* wide_;                                  // [V]: the row, where it is not float32
   int64_t row_ = -1, size_ = 0, ends_size_ = 0;
   const float* logits_ = nullptr;
   float peak_ = 0, tempered_ = 0, factor_ = 0;  // `tempered_`: the temperature of `tempered_sums_`
@@ -304,16 +326,16 @@ void check_sample(const Sample& p) {
 }  // namespace
 }  // namespace tts
 
-int tts_sample(int64_t R, int64_t V, int64_t N, int64_t A, const float* logits, const int32_t* row, const int64_t* key,
+int tts_sample(int dtype, int64_t R, int64_t V, int64_t N, int64_t A, const void* logits, const int32_t* row, const int64_t* key,
                const int64_t* position, const float* temperature, const int32_t* top_k, const float* top_p, const float* min_p,
                const int32_t* state, const int32_t* next_state, int with_statistics, int64_t* token, float* logprob,
                int32_t* next, float* confidence, float* certainty) {
   using namespace tts;
   return guarded([&] {
-    const Sample p{R,     V,       N,        A,           logits,
-                   row,   key,     position, temperature, top_k,
-                   top_p, min_p,   state,    next_state,  with_statistics != 0,
-                   token, logprob, next,     confidence,  certainty};
+    check_range("sample: dtype", dtype, TTS_F32, TTS_BF16 + 1);
+    const Sample p{dtype,    R,           V,     N,          A,        logits, row,        key,
+                   position, temperature, top_k, top_p,      min_p,    state,  next_state, with_statistics != 0,
+                   token,    logprob,     next,  confidence, certainty};
     check_sample(p);
     Scratch& scratch = thread_owned<Scratch>();
     const int64_t bytes = (RowSampler::bytes(V) + 63) / 64 * 64;

@@ -558,7 +558,7 @@ def _may_be_drawn(logits, token, u, temperature, top_k, top_p, min_p, slack=1e-5
     return False
 
 
-@family("sample")
+@family("sample", HALVES_TOO)
 def sample_cases():
     nan, inf = float("nan"), float("inf")
 
@@ -582,43 +582,44 @@ def sample_cases():
             },
         )
 
-    def greedy(_):
-        logits = normal((3, 37), F32)
+    def greedy(dtype):
+        logits = normal((3, 37), dtype)
         logits[1, 5] = logits[1, 9] = 7.0
         row = [1, 2, 0, 0, 1]
         top = logits.argmax(-1)[torch.tensor(row)].tolist()
         top[0] = top[4] = 5  # lowest id among ties
         return outcome(sample_inputs(logits, row, temperature=[0.0] * 5, with_statistics=1), top)
 
-    def one_token(_):
-        return outcome(sample_inputs(normal((2, 1), F32), [0, 1, 1], with_statistics=1), [0, 0, 0])
+    def one_token(dtype):
+        return outcome(sample_inputs(normal((2, 1), dtype), [0, 1, 1], with_statistics=1), [0, 0, 0])
 
-    def filters_leave_one(_):
-        logits = normal((1, 300), F32)
+    def filters_leave_one(dtype):
+        logits = normal((1, 300), dtype)
+        logits[0, 7] = 9.0
         best = int(logits.argmax())
         return outcome(
             sample_inputs(logits, [0] * 5, top_k=[1, 0, 0, 0, 1], top_p=[1, 0, 1e-6, 1, 0.5], min_p=[0, 0, 0, 2, 1]), [best] * 5
         )
 
-    def not_finite(_):
+    def not_finite(dtype):
         logits = torch.tensor(
             [[0, nan, 2, 1], [inf, 1, 0, 3], [-inf] * 4, [nan] * 4, [-inf, -inf, 0, -inf], [-inf, inf, -inf, nan]]
-        )
+        ).to(dtype)
         return outcome(sample_inputs(logits, [0, 1, 2, 3, 4, 5], with_statistics=0), [2, 3, 0, 0, 2, 0])
 
-    def automaton(_):
+    def automaton(dtype):
         next_state = (torch.arange(3 * 4, dtype=torch.int32).reshape(3, 4) % 3) | (torch.arange(4, dtype=torch.int32) << 24)
-        logits = torch.zeros(4, 4) + 5 * torch.eye(4)
+        logits = (5 * torch.eye(4)).to(dtype)
         state = [2, 1 | 3 << 24, 0, 1]
         inputs = sample_inputs(logits, [0, 1, 2, 3], temperature=[0.0] * 4, state=state, next_state=next_state)
         return outcome(inputs, [0, 1, 2, 3], [int(next_state[s & 0xFFFFFF, t]) for t, s in enumerate(state)])
 
-    def equal_logits(_):
+    def equal_logits(dtype):
         """Equal logits make the token the uniform itself: floor(u * V), for many keys and positions."""
         size = 1 << 12
         key = torch.randint(-(2**63), 2**63 - 1, (61,), generator=generator())
         position = torch.arange(61) * 2**33 + 5
-        inputs = sample_inputs(torch.zeros(1, size), [0] * 61, key=key.tolist(), position=position.tolist())
+        inputs = sample_inputs(torch.zeros(1, size, dtype=dtype), [0] * 61, key=key.tolist(), position=position.tolist())
         return outcome(inputs, (uniform(key, position) * size).long().tolist())
 
     yield "greedy-with-ties", greedy
@@ -627,4 +628,4 @@ def sample_cases():
     yield "not-finite", not_finite
     yield "stop-automaton", automaton
     yield "equal-logits", equal_logits
-    yield "no-draws", lambda _: outcome(sample_inputs(normal((1, 5), F32), []), [])
+    yield "no-draws", lambda dtype: outcome(sample_inputs(normal((1, 5), dtype), []), [])

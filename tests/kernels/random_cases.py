@@ -232,6 +232,7 @@ def sample_cases(draw) -> Case:
     order = np.argsort(row, kind="stable") if draw(st.booleans()) else np.arange(count)
     with_statistics = draw(st.integers(0, 1))
     ordered = {name: value if name == "next_state" else value[order].tolist() for name, value in settings.items()}
+    logits = logits.to(draw(DTYPES))
     return Case(sample_inputs(logits, row[order].tolist(), with_statistics=with_statistics, **ordered), {})
 
 

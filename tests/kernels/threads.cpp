@@ -134,8 +134,9 @@ void draw(const Inputs& in, Results& r) {
   const int64_t key[] = {1, 2, 3}, position[] = {4, 5, 6};
   const float temperature[] = {1, .5f, 0}, top_p[] = {1, .9f, .5f}, min_p[] = {0, 0, .1f};
   const std::vector<int32_t> next_state(V);
-  ok(tts_sample(2, V, 3, 1, in.floats.data(), row, key, position, temperature, top_k, top_p, min_p, state, next_state.data(), 1,
-                r.take<int64_t>(3), r.take<float>(3), r.take<int32_t>(3), r.take<float>(3), r.take<float>(3)));
+  ok(tts_sample(TTS_F32, 2, V, 3, 1, in.floats.data(), row, key, position, temperature, top_k, top_p, min_p, state,
+                next_state.data(), 1, r.take<int64_t>(3), r.take<float>(3), r.take<int32_t>(3), r.take<float>(3),
+                r.take<float>(3)));
 }
 
 }  // namespace

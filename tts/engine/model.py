@@ -77,7 +77,7 @@ class Model:
         self.num_parameters = sum(p.numel() for p in inner.parameters())
         self.num_active_parameters = active_parameters(inner)
         self.dtype, self.device = inner.dtype, inner.device
-        self._logits = Buffer(inner.dtype), Buffer(torch.float32)
+        self._logits = Buffer(inner.dtype)
         expected = self._probe_stock()
         if self.device.type == "cpu":
             swap_parts(inner, backend)
@@ -148,13 +148,9 @@ class Model:
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """f32[R, V] of chosen rows T[R, E]; on the CPU valid until the next call."""
+        """T[R, V] of chosen rows T[R, E]; on the CPU valid until the next call."""
         head = self.inner.get_output_embeddings()
-        if not isinstance(head, Linear):
-            return head(hidden).float()
-        sizes = len(hidden), head.out_features
-        logits = head(hidden, out=self._logits[0].take(*sizes))
-        return logits if self.dtype is torch.float32 else self._logits[1].take(*sizes).copy_(logits)
+        return head(hidden, out=self._logits.take(len(hidden), head.out_features)) if isinstance(head, Linear) else head(hidden)
 
     # ---- facts
 

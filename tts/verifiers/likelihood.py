@@ -143,7 +143,7 @@ class Likelihood(ReadingVerifier):
     def _gather(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         rows = max(1, LOGIT_BYTES // (4 * self.model.config.vocab_size))
         parts = [
-            torch.log_softmax(self.model.logits(s), -1).gather(-1, t[:, None])[:, 0]
+            torch.log_softmax(self.model.logits(s), -1, dtype=torch.float32).gather(-1, t[:, None])[:, 0]
             for s, t in zip(states.split(rows), targets.split(rows))
         ]
         return torch.cat(parts)

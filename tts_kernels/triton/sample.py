@@ -30,7 +30,7 @@ def _sums_kernel(logits_ptr, row_ptr, temperature_ptr, sums_ptr, V, num_blocks, 
     logits = logits_ptr + tl.load(row_ptr + i).to(tl.int64) * V
     for b in range(tl.program_id(1), num_blocks, tl.num_programs(1)):
         v = b * BLOCK_V + tl.arange(0, BLOCK_V)
-        x = tl.load(logits + v, mask=v < V, other=float("-inf"))
+        x = tl.load(logits + v, mask=v < V, other=float("-inf")).to(tl.float32)
         most = tl.maximum(tl.max(tl.where(x == x, x, float("-inf")), 0), _LOWEST)
         to = sums_ptr + (i.to(tl.int64) * num_blocks + b) * 4
         tl.store(to, most)
@@ -107,7 +107,7 @@ def _list_from(logits_ptr, sums_ptr, list_ptr, V, num_blocks, least, BLOCK_V: tl
     for b in range(num_blocks):
         if tl.load(sums_ptr + b * 4) >= least:
             v = b * BLOCK_V + tl.arange(0, BLOCK_V)
-            x = tl.load(logits_ptr + v, mask=v < V, other=float("-inf"))
+            x = tl.load(logits_ptr + v, mask=v < V, other=float("-inf")).to(tl.float32)
             is_in = ((x >= least) & (v < V)).to(tl.int32)
             to = found + tl.cumsum(is_in, 0) - is_in
             tl.store(list_ptr + to, x, mask=is_in > 0)
@@ -123,7 +123,7 @@ def _argmax_of_finite(logits_ptr, V, BLOCK_V: tl.constexpr):
     token = tl.full([], 0, tl.int32)
     for first in range(0, V, BLOCK_V):
         v = first + tl.arange(0, BLOCK_V)
-        x = tl.load(logits_ptr + v, mask=v < V, other=float("-inf"))
+        x = tl.load(logits_ptr + v, mask=v < V, other=float("-inf")).to(tl.float32)
         x = tl.where(tl.abs(x) < float("inf"), x, float("-inf"))
         largest = tl.max(x, 0)
         at = tl.min(tl.where(x == largest, v, V), 0)
@@ -140,7 +140,7 @@ def _last_tie(logits_ptr, sums_ptr, V, num_blocks, cut, ties, BLOCK_V: tl.conste
     for b in range(num_blocks):
         if (tl.load(sums_ptr + b * 4) >= cut) & (seen < ties):
             v = b * BLOCK_V + tl.arange(0, BLOCK_V)
-            is_tie = ((tl.load(logits_ptr + v, mask=v < V, other=float("nan")) == cut) & (v < V)).to(tl.int32)
+            is_tie = ((tl.load(logits_ptr + v, mask=v < V, other=float("nan")).to(tl.float32) == cut) & (v < V)).to(tl.int32)
             number = seen + tl.cumsum(is_tie, 0)
             last = tl.minimum(last, tl.min(tl.where((is_tie > 0) & (number == ties), v, V), 0))
             seen += tl.sum(is_tie, 0)
@@ -213,7 +213,7 @@ def _token_at(share, ends, logits_ptr, cut, last_tie, min_p, peak, factor, V, BL
     hit = tl.min(tl.where((tl.cumsum(ends, 0) > target) & (ends > 0), block, BLOCK_NB), 0)
     hit = tl.minimum(hit, tl.max(tl.where(ends > 0, block, 0), 0))
     v = hit * BLOCK_V + tl.arange(0, BLOCK_V)
-    x = tl.load(logits_ptr + v, mask=v < V, other=float("-inf"))
+    x = tl.load(logits_ptr + v, mask=v < V, other=float("-inf")).to(tl.float32)
     weight = _kept_weights(x, v, cut, last_tie, min_p, peak, factor)
     within = tl.sum(tl.where(block < hit, ends, 0.0), 0) + tl.cumsum(weight, 0)
     token = tl.min(tl.where((within > target) & (weight > 0), v, V), 0)
@@ -268,7 +268,7 @@ def _draw_kernel(
                 for b in range(num_blocks):
                     if tl.load(sums + b * 4) >= cut:
                         v = b * BLOCK_V + tl.arange(0, BLOCK_V)
-                        x = tl.load(logits + v, mask=v < V, other=float("-inf"))
+                        x = tl.load(logits + v, mask=v < V, other=float("-inf")).to(tl.float32)
                         kept = tl.sum(_kept_weights(x, v, cut, last_tie, min_p, peak, factor), 0)
                         ends = tl.where(block == b, kept, ends)
             share = uniform(tl.load(key_ptr + i), tl.load(position_ptr + i))
