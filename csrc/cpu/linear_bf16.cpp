@@ -16,6 +16,7 @@ namespace {
 
 constexpr int64_t kStageBlocks = 32;        // of a panel: what is asked for at a time
 constexpr int64_t kPlaces = 8;              // read from DRAM at once: one alone leaves the prefetcher idle at every 4 KB
+constexpr int64_t kStreamBytes = 1 << 21;   // of an output: more does not stay in L2 beside the weights
 constexpr int64_t kAhead = 8 * kBlockSize;  // elements between what is loaded and what is asked for: 8 KB
 
 TTS_INLINE void prefetch_block(const BF16* block) {
@@ -33,6 +34,30 @@ TTS_TARGET_AVX512_BF16 void write_sums(const Linear& p, const float* sums, int64
     void* to = static_cast<BF16*>(p.out) + (m0 + m) * p.N + n0;
     _mm256_mask_storeu_epi16(to, exists, reinterpret_cast<const __m256i&>(sum));
   }
+}
+
+// The same for two panels side by side, all of whose columns exist: whole cache lines, past the caches where STREAM.
+template <bool STREAM>
+TTS_TARGET_AVX512_BF16 void write_pair(const Linear& p, const float* left, const float* right, int64_t m0, int64_t rows,
+                                       int64_t n0) {
+  const auto* bias = static_cast<const BF16*>(p.bias) + n0;
+  const __m512 left_bias = p.bias == nullptr ? _mm512_setzero_ps() : bit_cast<__m512>(load<kLanes>(bias));
+  const __m512 right_bias = p.bias == nullptr ? _mm512_setzero_ps() : bit_cast<__m512>(load<kLanes>(bias + kPanelColumns));
+  for (int64_t m = 0; m < rows; ++m) {
+    const __m512 low = _mm512_add_ps(_mm512_load_ps(left + m * kPanelColumns), left_bias);
+    const __m512 high = _mm512_add_ps(_mm512_load_ps(right + m * kPanelColumns), right_bias);
+    const __m512bh both = _mm512_cvtne2ps_pbh(high, low);
+    void* to = static_cast<BF16*>(p.out) + (m0 + m) * p.N + n0;
+    if (STREAM)
+      _mm512_stream_si512(static_cast<__m512i*>(to), reinterpret_cast<const __m512i&>(both));
+    else
+      _mm512_storeu_si512(to, reinterpret_cast<const __m512i&>(both));
+  }
+}
+
+// Written through the caches, each line of a large output would be read from memory before.
+bool streams(const Linear& p) {
+  return p.M * p.N * 2 > kStreamBytes && p.N % 32 == 0 && reinterpret_cast<std::uintptr_t>(p.out) % 64 == 0;
 }
 
 // sums[0:ROWS] = x[0:ROWS] @ panel.
@@ -191,8 +216,20 @@ TTS_TARGET_AMX void rows_of_tiles(const Linear& p, const PaddedRows<BF16>& x, in
     for (int64_t i = 0; i < kPanels; ++i) panels[i] = strip + std::min(panel + i, s.num_panels - 1) * size;
     auto&& ahead = ahead_of(panels[0], strip + (panel + kPanels) * size);
     multiply_tiles<ROWS, kPanels>(x.rows + m * x.stride, x.stride, panels, p.depth(), ahead, sums);
-    for (int64_t i = 0; i < std::min(kPanels, s.num_panels - panel); ++i)
-      write_sums(p, sums + i * ROWS * kTileRows * kPanelColumns, m, rows, (s.panel + panel + i) * kPanelColumns);
+    const int64_t count = std::min(kPanels, s.num_panels - panel);
+    for (int64_t i = 0; i < count; i += 2) {
+      constexpr int64_t kSums = ROWS * kTileRows * kPanelColumns;
+      const float* left = sums + i * kSums;
+      const int64_t n0 = (s.panel + panel + i) * kPanelColumns;
+      if (i + 1 == count || n0 + 2 * kPanelColumns > p.N) {
+        for (int64_t j = i; j < std::min(i + 2, count); ++j)
+          write_sums(p, sums + j * kSums, m, rows, (s.panel + panel + j) * kPanelColumns);
+      } else if (streams(p)) {
+        write_pair<true>(p, left, left + kSums, m, rows, n0);
+      } else {
+        write_pair<false>(p, left, left + kSums, m, rows, n0);
+      }
+    }
   }
 }
 

@@ -94,7 +94,7 @@ def linear_case(dtype, m, n, k, has_bias, seed=0) -> Case:
 @family("linear", HALVES_TOO)
 def linear_cases():
     small = (0, 3, 5), (3, 0, 5), (3, 5, 0), (1, 1, 1), (1, 64, 48), (7, 13, 31), (16, 48, 129)
-    for m, n, k in (*small, (131, 65, 300), (70, 100, 2100)):
+    for m, n, k in (*small, (131, 65, 300), (70, 100, 2100), (330, 3200, 33)):
         for has_bias in (False, True):
             yield f"{m}x{n}x{k}{'+bias' if has_bias else ''}", partial(linear_case, m=m, n=n, k=k, has_bias=has_bias)
 
