@@ -152,7 +152,9 @@ def _sample(*inputs, **outputs):
     tensors = dense_all(*tensors)
     logits, row, next_state = tensors[0], tensors[1], tensors[9]
     sizes = *logits.shape, row.shape[0], next_state.shape[0]
-    _native.sample(DTYPES[logits.dtype], *sizes, *(t.data_ptr() for t in tensors), with_statistics, *(t.data_ptr() for t in outputs.values()))
+    _native.sample(
+        DTYPES[logits.dtype], *sizes, *(t.data_ptr() for t in tensors), with_statistics, *(t.data_ptr() for t in outputs.values())
+    )
 
 
 ISAS = ("base", "avx2", "avx512", "avx512-bf16", "amx-bf16")

@@ -51,7 +51,7 @@ def sample(all_logits: list[torch.Tensor], row: torch.Tensor, temperature: float
     indices = row.to(torch.int32)
 
     def run():
-        p = torch.softmax(next_logits() / temperature, -1)
+        p = torch.softmax(next_logits() / temperature, -1, dtype=torch.float32)
         if top_p < 1:
             return sampling.top_p_sampling_from_probs(p, top_p, indices=indices)
         return sampling.sampling_from_probs(p, indices=indices)

@@ -9,7 +9,7 @@ import torch
 
 import tts_kernels
 from benchmarks.kernels import flashinfer
-from benchmarks.kernels.cases import Case, Setting, Spec, Variant, copies, family, nbytes, random, rotate
+from benchmarks.kernels.cases import DTYPES, Case, Setting, Spec, Variant, copies, family, nbytes, random, rotate
 from benchmarks.kernels.floors import Work
 from tts_kernels.philox import uniform
 
@@ -24,13 +24,14 @@ def sample() -> Iterator[Spec]:
     for rows, siblings in ((64, 1), (16, 4), (64, 4)):
         for top_p in (1.0, TOP_P):
             name = f"{rows} rows x {siblings}" + (f", top-p {top_p}" if top_p < 1 else "")
-            yield Spec("sample", name, (rows, siblings) != (64, 4), partial(_case, rows, siblings, top_p, False))
-    yield Spec("sample", "64 rows x 1, with statistics", False, partial(_case, 64, 1, 1.0, True))
+            yield Spec("sample", name, (rows, siblings) != (64, 4), partial(_case, rows, siblings, top_p, False, "f32"))
+    yield Spec("sample", "64 rows x 1, with statistics", False, partial(_case, 64, 1, 1.0, True, "f32"))
+    yield Spec("sample", "64 rows x 1, as a bf16 head gives them", False, partial(_case, 64, 1, 1.0, False, "bf16"))
 
 
-def _case(rows: int, siblings: int, top_p: float, with_statistics: bool, setting: Setting) -> Case:
+def _case(rows: int, siblings: int, top_p: float, with_statistics: bool, dtype: str, setting: Setting) -> Case:
     device = setting.device
-    logits = 3 * random((rows, VOCABULARY), torch.float32, 0, device)
+    logits = 3 * random((rows, VOCABULARY), DTYPES[dtype], 0, device)
     N, i32 = rows * siblings, {"dtype": torch.int32, "device": device}
     row = torch.arange(rows, **i32).repeat_interleave(siblings)
     key, position = torch.arange(N, device=device) * 7919, torch.full((N,), 100, device=device)
@@ -42,7 +43,7 @@ def _case(rows: int, siblings: int, top_p: float, with_statistics: bool, setting
     all_logits = [logits, *(logits.clone() for _ in range(count - 1))]
     next_logits, next_logits_of_torch = rotate(all_logits), rotate(all_logits)
     case = Case(
-        dtype="f32",
+        dtype=dtype,
         work=Work(bytes=nbytes(logits)),
         cold=f"logits: {count} copies in turn, {count * nbytes(logits) >> 20} MiB",
         check=lambda: (_misplaced(tts_kernels.sample(logits, *rest), logits, row, key, position, top_p), ALLOWED),
@@ -76,12 +77,12 @@ def _misplaced(result, logits: torch.Tensor, row, key, position, top_p: float) -
 
 
 def _multinomial(logits: torch.Tensor, siblings: int) -> torch.Tensor:
-    return _drawn(torch.softmax(logits / TEMPERATURE, -1), siblings)
+    return _drawn(torch.softmax(logits / TEMPERATURE, -1, dtype=torch.float32), siblings)
 
 
 def _multinomial_top_p(logits: torch.Tensor, siblings: int) -> torch.Tensor:
     """As transformers filters: sort, cumulative sum, scatter."""
-    tempered = logits / TEMPERATURE
+    tempered = logits.float() / TEMPERATURE
     ordered, index = torch.sort(tempered, descending=False)
     removed = ordered.softmax(-1).cumsum(-1) <= 1 - TOP_P
     removed[:, -1] = False

@@ -3,7 +3,8 @@
 // A task is a run of draws. A row's first draw reads its V logits once, in blocks of 256 tokens, and keeps for each of a block's
 // 16 lanes the largest logit and the sum of e^((logit - largest) / temperature): 3/16 of the row's bytes, in cache. A draw finds
 // its block by the cumulative sums and computes the weights of that block again. Filters read the row once more, from cache, and
-// leave a list of (weight, id). A row of half precision is widened into cache first. Invariant: sums run over fixed blocks in
+// leave a list of (weight, id). A row of half precision is widened block by block, and as
+// a whole, in cache, for draws with filters. Invariant: sums run over fixed blocks in
 // order, blocks in double; nothing depends on which draws share a task.
 #include <algorithm>
 #include <cfloat>
@@ -117,7 +118,7 @@ class RowSampler {
     if (p_.row[i] != row_) read_row(p_.row[i], filters.temperature);
     const int64_t token = choose(filters, i);
     p_.token[i] = token;
-    p_.logprob[i] = static_cast<float>(logits_[token] - lse_);
+    p_.logprob[i] = static_cast<float>(logit(token) - lse_);
     p_.next[i] = p_.next_state[(p_.state[i] & kStateMask) * p_.V + token];
     p_.confidence[i] = confidence_;
     p_.certainty[i] = certainty_;
@@ -140,12 +141,15 @@ class RowSampler {
   // Valid is a row with a finite logit and without NaN and +inf, which make the sum NaN.
   void read_row(int32_t row, float temperature) {
     row_ = row;
-    logits_ = wide_row(row);
+    logits_ = p_.dtype == TTS_F32 ? static_cast<const float*>(p_.logits) + row * p_.V : nullptr;
     filters_ = {};
     const bool is_tempered = temperature > 0 && temperature != 1;
     const float factors[] = {kLog2E, is_tempered ? factor_of(temperature) : 0.0f};
-    const auto sum = is_tempered ? sum_row<2> : sum_row<1>;
-    const double logit_sum = sum(logits_, p_.V, factors, most_, plain_sums_, tempered_sums_);
+    double logit_sum = 0;
+    with_row([&](auto* logits) {
+      logit_sum = is_tempered ? sum_row<2>(logits, p_.V, factors, most_, plain_sums_, tempered_sums_)
+                              : sum_row<1>(logits, p_.V, factors, most_, plain_sums_, tempered_sums_);
+    });
     tempered_ = is_tempered ? temperature : 0.0f;
     peak_ = find_tops(most_, blocks_, tops_);
     const double total = add_up(most_, plain_sums_, blocks_, peak_, kLog2E);
@@ -154,21 +158,36 @@ class RowSampler {
     confidence_ = certainty_ = NAN;
     if (!p_.with_statistics || !is_valid_) return;
     const auto V = static_cast<double>(p_.V);
-    confidence_ = static_cast<float>(lse_ - mean_of_top(logits_, p_.V, most_, tops_));
+    confidence_ = static_cast<float>(lse_ - mean_of_top(in_float32(), p_.V, most_, tops_));
     certainty_ = static_cast<float>(lse_ - logit_sum / V - std::log(V));
   }
 
-  const float* wide_row(int32_t row) const {
-    if (p_.dtype == TTS_F32) return static_cast<const float*>(p_.logits) + row * p_.V;
-    with_dtype(p_.dtype, [&](auto element) {
-      using T = decltype(element);
-      widen_row(static_cast<const T*>(p_.logits) + row * p_.V, p_.V, wide_);
-    });
-    return wide_;
+  // body(the row as it was given)
+  template <class Body>
+  void with_row(Body&& body) const {
+    with_dtype(p_.dtype, [&](auto element) { body(static_cast<const decltype(element)*>(p_.logits) + row_ * p_.V); });
+  }
+
+  // The whole row; widened at the first need.
+  const float* in_float32() {
+    if (logits_ == nullptr) with_row([&](auto* logits) { widen_row(logits, p_.V, wide_); }), logits_ = wide_;
+    return logits_;
+  }
+
+  // One block of it, -inf behind the row's end.
+  void copy_block_of_row(int64_t block, float* to) const {
+    const int64_t begin = block * kBlock;
+    with_row([&](auto* logits) { copy_block(logits + begin, std::min(kBlock, p_.V - begin), to); });
+  }
+
+  double logit(int64_t token) const {
+    double value = 0;
+    with_row([&](auto* logits) { value = load1(logits + token); });
+    return value;
   }
 
   int64_t choose(const Filters& filters, int64_t i) {
-    if (!is_valid_) return argmax_of_finite(logits_, p_.V);
+    if (!is_valid_) return argmax_of_finite(in_float32(), p_.V);
     if (filters.temperature == 0) return find_peak();
     filter(filters);
     return invert(uniform(p_.key[i], p_.position[i]));
@@ -177,7 +196,9 @@ class RowSampler {
   int64_t find_peak() const {
     int64_t block = 0;
     while (tops_[block] != peak_) ++block;
-    return std::find(logits_ + block * kBlock, logits_ + p_.V, peak_) - logits_;
+    float logits[kBlock];
+    copy_block_of_row(block, logits);
+    return block * kBlock + (std::find(logits, logits + kBlock, peak_) - logits);
   }
 
   // Leaves in `ends_`, and in the list if it is one, what the filters keep of the row.
@@ -187,7 +208,7 @@ class RowSampler {
     const float temperature = wanted.temperature;
     factor_ = factor_of(temperature);
     if (temperature != 1 && temperature != tempered_) {
-      sum_row<1>(logits_, p_.V, &factor_, most_, tempered_sums_, tempered_sums_);
+      with_row([&](auto* logits) { sum_row<1>(logits, p_.V, &factor_, most_, tempered_sums_, tempered_sums_); });
       tempered_ = temperature;
     }
     total_ = accumulate(most_, temperature == 1 ? plain_sums_ : tempered_sums_, blocks_, peak_, factor_, ends_);
@@ -242,7 +263,8 @@ class RowSampler {
   float estimate_of_mass(double rest, float least) {
     const int64_t whole = p_.V / kBlock, size = whole * kLanes;
     if (size < kLeastSample) return 0.0f;
-    for (int64_t b = 0; b < whole; ++b) std::copy_n(logits_ + b * kBlock, kLanes, work_ + b * kLanes);
+    const float* logits = in_float32();
+    for (int64_t b = 0; b < whole; ++b) std::copy_n(logits + b * kBlock, kLanes, work_ + b * kLanes);
     weigh_list(work_, size, peak_, factor_);
     const double light = kCaution * rest * static_cast<double>(size) / static_cast<double>(p_.V);
     return std::min(0.5f, select(work_, size, least, size, accumulate_list(work_, size, ends_) - light).weight);
@@ -253,11 +275,12 @@ class RowSampler {
     least = std::max(least, kLeastWeight);
     const double bound = peak_ + std::log2(0.99 * least) / factor_;
     const Range range{std::nextafter(static_cast<float>(bound), -INFINITY)};
+    const float* logits = in_float32();
     size_ = 0;
     for (int64_t b = 0; b < blocks_; ++b) {
       if (tops_[b] <= range.low) continue;
       const int64_t begin = b * kBlock, count = std::min(kBlock, p_.V - begin);
-      size_ += keep(logits_ + begin, nullptr, static_cast<int32_t>(begin), count, range, list_ + size_, ids_ + size_);
+      size_ += keep(logits + begin, nullptr, static_cast<int32_t>(begin), count, range, list_ + size_, ids_ + size_);
     }
     weigh_list(list_, size_, peak_, factor_);
     least_ = static_cast<float>(0.99 * std::exp2((static_cast<double>(range.low) - peak_) * factor_));
@@ -288,7 +311,7 @@ class RowSampler {
     const double reached = block == 0 ? 0.0 : ends_[block - 1];
     if (is_list_) return ids_[begin + invert_block(list_ + begin, count, reached, target)];
     float logits[kBlock], weights[kBlock];
-    copy_block(logits_ + begin, count, logits);
+    copy_block_of_row(block, logits);
     weigh_block(logits, most_[block], peak_, factor_, weights);
     return begin + invert_block(weights, count, reached, target);
   }
@@ -302,7 +325,7 @@ class RowSampler {
   int32_t* ids_;                                 // [V + 16]
   float* wide_;                                  // [V]: the row, where it is not float32
   int64_t row_ = -1, size_ = 0, ends_size_ = 0;
-  const float* logits_ = nullptr;
+  const float* logits_ = nullptr;               // the row in float32, once it is there
   float peak_ = 0, tempered_ = 0, factor_ = 0;  // `tempered_`: the temperature of `tempered_sums_`
   float least_ = 0;                             // the list's weights are larger
   bool is_valid_ = false, is_list_ = false;

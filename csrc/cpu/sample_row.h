@@ -56,24 +56,38 @@ TTS_INLINE F32x16 sum_block(const float* logits, const float* factors, F32x16* m
   return (logit_sums[0] + logit_sums[1]) + (logit_sums[2] + logit_sums[3]);
 }
 
+// A whole block in float32: as it lies there, or widened into `block`.
+TTS_INLINE const float* widened(const float* logits, float*) { return logits; }
+template <class T>
+TTS_INLINE const float* widened(const T* logits, float* block) {
+  for (int64_t i = 0; i < kBlock; i += kLanes) {
+    if (i % (64 / static_cast<int64_t>(sizeof(T))) == 0) __builtin_prefetch(reinterpret_cast<const char*>(logits + i) + kAhead);
+    store(block + i, load<kLanes>(logits + i));
+  }
+  return block;
+}
+
 // The block at `logits`, -inf behind its `count` tokens.
-void copy_block(const float* logits, int64_t count, float* block) {
-  std::copy_n(logits, count, block);
-  std::fill(block + count, block + kBlock, -INFINITY);
+template <class T>
+TTS_INLINE void copy_block(const T* logits, int64_t count, float* block) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(block + i, load<kLanes>(logits + i));
+  for (; i < count; ++i) block[i] = load1(logits + i);
+  std::fill(block + i, block + kBlock, -INFINITY);
 }
 
 // `sum_block` for all blocks, with one factor into `first` alone; returns the sum of the logits.
-template <int FACTORS>
-TTS_CLONES double sum_row(const float* logits, int64_t V, const float* factors, F32x16* most, F32x16* first, F32x16* second) {
+template <int FACTORS, class T>
+TTS_CLONES double sum_row(const T* logits, int64_t V, const float* factors, F32x16* most, F32x16* first, F32x16* second) {
+  alignas(64) float block[kBlock];
   F64x8 logit_sum = {};
   const int64_t whole = V / kBlock, rest = V % kBlock;
   for (int64_t b = 0; b < whole; ++b) {
     F32x16* const sums[] = {first + b, second + b};
-    logit_sum += sum_halves(sum_block<FACTORS>(logits + b * kBlock, factors, most + b, sums));
+    logit_sum += sum_halves(sum_block<FACTORS>(widened(logits + b * kBlock, block), factors, most + b, sums));
   }
   double sum = sum_lanes(logit_sum);
   if (rest > 0) {
-    float block[kBlock];
     copy_block(logits + whole * kBlock, rest, block);
     F32x16* const sums[] = {first + whole, second + whole};
     sum_block<FACTORS>(block, factors, most + whole, sums);
