@@ -47,9 +47,10 @@ def mlp(**changes) -> LlamaMLP:
     return LlamaMLP(LlamaConfig(**SIZES | changes))
 
 
-def tiny_model(architecture: str):
+def tiny_model(architecture: str, **changes):
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(CONFIGS[architecture](**SIZES, num_key_value_heads=2, head_dim=16)).eval()
+    config = CONFIGS[architecture](**SIZES | {"num_key_value_heads": 2, "head_dim": 16} | changes)
+    return AutoModelForCausalLM.from_config(config).eval()
 
 
 def attention(**changes) -> LlamaAttention:
@@ -83,12 +84,14 @@ def test_layers_of_which_one_computes_something_else_stay_as_they_are():
 
 
 def test_joined_layers_hold_their_weights_once():
-    model = tiny_model("qwen3")
+    model = tiny_model("qwen3", intermediate_size=6000)  # its products lie on huge pages
     swap_parts(model)
     decoder = model.base_model.layers[0]
     for i, layer in enumerate(decoder.layers):
         assert layer.mlp.down.weight.data_ptr() == decoder.weights[-2][i].data_ptr()
         assert layer.self_attn.q_norm.weight.data_ptr() == decoder.weights[3][i].data_ptr()
+        for part in (layer.mlp.down, layer.mlp.gate_up):
+            assert part.weight._base.untyped_storage().data_ptr() == part.weight.untyped_storage().data_ptr()
 
 
 @torch.inference_mode()

@@ -82,6 +82,14 @@ def _weight(layer: Any, name: str) -> torch.Tensor | None:
     return None if module is None else getattr(module, tensor)
 
 
+def _set_weight(layer: Any, name: str, weight: torch.Tensor) -> None:
+    """Give a part another tensor. Its `data` would not do: a view keeps the memory that it was made of."""
+    part, _, tensor = name.rpartition(".")
+    module = attrgetter(part)(layer)
+    is_parameter = isinstance(getattr(module, tensor), nn.Parameter)
+    setattr(module, tensor, nn.Parameter(weight, requires_grad=False) if is_parameter else weight)
+
+
 def _joined(layers: Sequence[Any], name: str) -> torch.Tensor | None:
     """T[L,...]: a weight of all layers in one piece of memory, of which each layer holds its part from now on."""
     first = _weight(layers[0], name)
@@ -90,5 +98,5 @@ def _joined(layers: Sequence[Any], name: str) -> torch.Tensor | None:
     joined = memory.empty((len(layers), *first.shape), first.dtype)
     for layer, part in zip(layers, joined):
         weight: Any = _weight(layer, name)
-        weight.data = part.copy_(weight.data)
+        _set_weight(layer, name, part.copy_(weight.detach()))
     return joined
