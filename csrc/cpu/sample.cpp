@@ -3,9 +3,8 @@
 // A task is a run of draws. A row's first draw reads its V logits once, in blocks of 256 tokens, and keeps for each of a block's
 // 16 lanes the largest logit and the sum of e^((logit - largest) / temperature): 3/16 of the row's bytes, in cache. A draw finds
 // its block by the cumulative sums and computes the weights of that block again. Filters read the row once more, from cache, and
-// leave a list of (weight, id). A row of half precision is widened block by block, and as
-// a whole, in cache, for draws with filters. Invariant: sums run over fixed blocks in
-// order, blocks in double; nothing depends on which draws share a task.
+// leave a list of (weight, id). A row of half precision is widened block by block, and for filters as a whole, in cache.
+// Invariant: sums run over fixed blocks in order, blocks in double; nothing depends on which draws share a task.
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
