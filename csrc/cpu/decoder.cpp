@@ -1,8 +1,7 @@
 // decoder: the ops of the layers of a Llama-like decoder one after the other, with the bits that they give one by one.
 //
-// What one call saves is the host's work between the ops, whose code and data the weights drive out of the caches: a third of the
-// decode step of a small model. Except in attend the rows go through in chunks, so that what lies between two products stays in
-// cache and the scratch memory of an MLP is bounded.
+// What one call saves is the host's work between the ops, whose code and data the weights drive out of the caches. Except in
+// attend the rows go through in chunks, so that the scratch memory of an MLP is bounded.
 #include <algorithm>
 #include <utility>
 
@@ -11,12 +10,13 @@
 #include "common/threads.h"
 #include "cpu/attend.h"
 #include "cpu/elementwise.h"
+#include "cpu/linear.h"
 
 namespace tts {
 namespace {
 
 constexpr int64_t kChunk = 256;             // rows for which linear reads a weight once
-constexpr int64_t kParallelWork = 1 << 15;  // elements below which a second thread costs more than it saves
+constexpr int64_t kParallelRows = 1 << 15;  // elements below which a second thread costs more than it saves
 
 struct LayerPages {
   void* data;
@@ -83,32 +83,26 @@ void* from_row(const Layer& p, void* tensor, int64_t row, int64_t stride) {
 // Layer l of the problem.
 Layer layer_at(const Layer& all, int64_t l) {
   const auto moved = [&](const void*& tensor, int64_t elements) { tensor = from_row(all, tensor, l, elements); };
-  const auto packed = [](int64_t rows, int64_t depth) { return in_blocks(rows, 16) * in_blocks(depth, 32) * 512; };
   Layer p = all;
   tts_decoder_weights& w = p.weights;
   moved(w.input_norm, p.E), moved(w.post_norm, p.E), moved(w.q_norm, p.D), moved(w.k_norm, p.D);
-  moved(w.qkv, packed(p.columns(), p.E)), moved(w.qkv_bias, p.columns());
-  moved(w.o, packed(p.E, p.H * p.D)), moved(w.o_bias, p.E);
-  moved(w.gate_up, packed(2 * p.F, p.E)), moved(w.gate_up_bias, 2 * p.F);
-  moved(w.down, packed(p.E, p.F)), moved(w.down_bias, p.E);
+  moved(w.qkv, packed_size(p.columns(), p.E)), moved(w.qkv_bias, p.columns());
+  moved(w.o, packed_size(p.E, p.H * p.D)), moved(w.o_bias, p.E);
+  moved(w.gate_up, packed_size(2 * p.F, p.E)), moved(w.gate_up_bias, 2 * p.F);
+  moved(w.down, packed_size(p.E, p.F)), moved(w.down_bias, p.E);
   p.keys.data = from_row(all, p.keys.data, l, p.keys.layer);
   p.values.data = from_row(all, p.values.data, l, p.values.layer);
   if (l > 0) p.hidden = p.out;
   return p;
 }
 
-// out[i] = a[i] + b[i], rounded to T.
 template <class T>
 TTS_CLONES void add(const T* a, const T* b, int64_t count, T* out) {
-  const auto sum = [](const Block& one, const Block& other)
-                       TTS_INLINE_LAMBDA { return Block{one.first + other.first, one.second + other.second}; };
-  int64_t i = 0;
-  for (; i + kBlockLanes <= count; i += kBlockLanes) store_block(out + i, sum(load_block(a + i), load_block(b + i)));
-  if (i < count) store_part(out + i, sum(load_part(a + i, count - i), load_part(b + i, count - i)), count - i);
+  combine(a, b, count, out, [](F32x16 one, F32x16 other) TTS_INLINE_LAMBDA { return one + other; });
 }
 
 void add_rows(const Layer& p, const void* a, const void* b, int64_t rows, void* out) {
-  const int64_t count = rows * p.E, tasks = count > kParallelWork ? std::min<int64_t>(max_threads(), rows) : 1;
+  const int64_t count = rows * p.E, tasks = count > kParallelRows ? std::min<int64_t>(max_threads(), rows) : 1;
   with_dtype(p.dtype, [&](auto element) {
     using T = decltype(element);
 #pragma omp parallel for schedule(static) num_threads(static_cast<int>(tasks)) if (tasks > 1)
@@ -126,7 +120,7 @@ void norm_heads(const Layer& p, void* heads, int64_t rows) {
     return weight == nullptr ? TTS_OK : tts_rms_norm(p.dtype, count, p.D, x, p.D, weight, p.eps, x);
   };
   int code = TTS_OK;
-#pragma omp parallel for schedule(static) reduction(max : code) if (rows * p.columns() > kParallelWork)
+#pragma omp parallel for schedule(static) reduction(max : code) if (rows * p.columns() > kParallelRows)
   for (int64_t row = 0; row < rows; ++row)
     code = std::max({code, norm(row, 0, p.H, p.weights.q_norm), norm(row, p.H, p.G, p.weights.k_norm)});
   pass_on(code);

@@ -1,5 +1,5 @@
-// What rms_norm, silu_and_mul and rope share: blocks of elements, rounding to the storage type, and
-// out = f(a) * b element by element, f(a) rounded first.
+// What rms_norm, silu_and_mul, rope and decoder share: blocks of elements, rounding to the storage type, and what is done with
+// two rows element by element.
 #pragma once
 
 #include "common/simd.h"
@@ -58,15 +58,20 @@ TTS_INLINE F32x16 rounded(F32x16 value, float) { return value; }
 TTS_INLINE F32x16 rounded(F32x16 value, F16) { return widen_f16<F32x16>(narrow_f16<F32x16, U32x16>(value)); }
 TTS_INLINE F32x16 rounded(F32x16 value, BF16) { return bit_cast<F32x16>(round_bf16<F32x16, U32x16>(value) & 0xFFFF0000u); }
 
-// out[i] = f(a[i]) * b[i]
+// out[i] = f(a[i], b[i])
+template <class T, class Function>
+TTS_INLINE void combine(const T* a, const T* b, int64_t count, T* out, Function&& f) {
+  const auto both = [&](const Block& one, const Block& other)
+                        TTS_INLINE_LAMBDA { return Block{f(one.first, other.first), f(one.second, other.second)}; };
+  int64_t i = 0;
+  for (; i + kBlockLanes <= count; i += kBlockLanes) store_block(out + i, both(load_block(a + i), load_block(b + i)));
+  if (i < count) store_part(out + i, both(load_part(a + i, count - i), load_part(b + i, count - i)), count - i);
+}
+
+// out[i] = f(a[i]) * b[i], f(a[i]) rounded first
 template <class T, class Function>
 TTS_INLINE void map_and_mul(const T* a, const T* b, int64_t count, T* out, Function&& f) {
-  const auto product = [&](const Block& from, const Block& by) TTS_INLINE_LAMBDA {
-    return Block{rounded(f(from.first), T{}) * by.first, rounded(f(from.second), T{}) * by.second};
-  };
-  int64_t i = 0;
-  for (; i + kBlockLanes <= count; i += kBlockLanes) store_block(out + i, product(load_block(a + i), load_block(b + i)));
-  if (i < count) store_part(out + i, product(load_part(a + i, count - i), load_part(b + i, count - i)), count - i);
+  combine(a, b, count, out, [&](F32x16 from, F32x16 by) TTS_INLINE_LAMBDA { return rounded(f(from), T{}) * by; });
 }
 
 }  // namespace

@@ -18,6 +18,9 @@ constexpr int64_t kBlockSize = kPanelColumns * kPanelDepth;  // elements
 constexpr int64_t kStrip = 4;                                // panels that a thread takes at a time, at most
 constexpr int64_t kParallelWork = 1 << 17;                   // multiply-adds below which a second thread costs more than it saves
 
+// Elements of a weight through tts_pack.
+inline int64_t packed_size(int64_t N, int64_t K) { return in_blocks(N, kPanelColumns) * in_blocks(K, kPanelDepth) * kBlockSize; }
+
 struct Linear {
   int64_t M, N, K, x_stride;
   const void *x, *weight, *bias;

@@ -53,12 +53,7 @@ int64_t argmax_of_finite(const float* logits, int64_t V) {
 
 template <class T>
 TTS_CLONES void widen_row(const T* row, int64_t V, float* to) {
-  int64_t i = 0;
-  for (; i + kLanes <= V; i += kLanes) {
-    __builtin_prefetch(reinterpret_cast<const char*>(row + i) + kAhead);
-    store(to + i, load<kLanes>(row + i));
-  }
-  if (i < V) store_some(to + i, load_some(row + i, V - i), V - i);
+  widen(row, V, to);
 }
 
 // ---- statistics

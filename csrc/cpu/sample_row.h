@@ -56,24 +56,29 @@ TTS_INLINE F32x16 sum_block(const float* logits, const float* factors, F32x16* m
   return (logit_sums[0] + logit_sums[1]) + (logit_sums[2] + logit_sums[3]);
 }
 
+template <class T>
+TTS_INLINE void widen(const T* logits, int64_t count, float* to) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    __builtin_prefetch(reinterpret_cast<const char*>(logits + i) + kAhead);
+    store(to + i, load<kLanes>(logits + i));
+  }
+  for (; i < count; ++i) to[i] = load1(logits + i);
+}
+
 // A whole block in float32: as it lies there, or widened into `block`.
 TTS_INLINE const float* widened(const float* logits, float*) { return logits; }
 template <class T>
 TTS_INLINE const float* widened(const T* logits, float* block) {
-  for (int64_t i = 0; i < kBlock; i += kLanes) {
-    if (i % (64 / static_cast<int64_t>(sizeof(T))) == 0) __builtin_prefetch(reinterpret_cast<const char*>(logits + i) + kAhead);
-    store(block + i, load<kLanes>(logits + i));
-  }
+  widen(logits, kBlock, block);
   return block;
 }
 
 // The block at `logits`, -inf behind its `count` tokens.
 template <class T>
 TTS_INLINE void copy_block(const T* logits, int64_t count, float* block) {
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) store(block + i, load<kLanes>(logits + i));
-  for (; i < count; ++i) block[i] = load1(logits + i);
-  std::fill(block + i, block + kBlock, -INFINITY);
+  widen(logits, count, block);
+  std::fill(block + count, block + kBlock, -INFINITY);
 }
 
 // `sum_block` for all blocks, with one factor into `first` alone; returns the sum of the logits.
