@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "common/check.h"
+#include "common/isa.h"
 #include "common/sizes.h"
 #include "common/threads.h"
 #include "cpu/attend.h"
@@ -147,6 +148,15 @@ void attend(const Layer& p, const Between& b) {
                      p.items, p.scale, b.attended, b.lse));
 }
 
+// silu_and_mul of the gates and ups of `rows` rows, in one pass where a product can end with it.
+void activate(const Layer& p, const Between& b, int64_t rows) {
+  const tts_decoder_weights& w = p.weights;
+  if (p.dtype == TTS_BF16 && has_bf16_tiles() && p.F % kPanelColumns == 0 && rows > 0)
+    return linear_in_tiles({rows, 2 * p.F, p.E, p.E, b.rows, w.gate_up, w.gate_up_bias, b.activated, true});
+  pass_on(tts_linear(p.dtype, rows, 2 * p.F, p.E, b.rows, p.E, w.gate_up, w.gate_up_bias, b.gate_up));
+  pass_on(tts_silu_and_mul(p.dtype, rows, p.F, b.gate_up, 2 * p.F, b.activated));
+}
+
 // Rows m.. of `out`: what attention and the MLP add to the hidden states.
 void finish(const Layer& p, const Between& b, int64_t m, int64_t rows) {
   const tts_decoder_weights& w = p.weights;
@@ -155,8 +165,7 @@ void finish(const Layer& p, const Between& b, int64_t m, int64_t rows) {
   pass_on(tts_linear(p.dtype, rows, p.E, A, from_row(p, b.attended, m, A), A, w.o, w.o_bias, b.rows));
   add_rows(p, from_row(p, p.hidden, m, p.E), b.rows, rows, out);
   pass_on(tts_rms_norm(p.dtype, rows, p.E, out, p.E, w.post_norm, p.eps, b.rows));
-  pass_on(tts_linear(p.dtype, rows, 2 * p.F, p.E, b.rows, p.E, w.gate_up, w.gate_up_bias, b.gate_up));
-  pass_on(tts_silu_and_mul(p.dtype, rows, p.F, b.gate_up, 2 * p.F, b.activated));
+  activate(p, b, rows);
   pass_on(tts_linear(p.dtype, rows, p.E, p.F, b.activated, p.F, w.down, w.down_bias, b.rows));
   add_rows(p, out, b.rows, rows, out);
 }

@@ -56,8 +56,10 @@ int tts_linear(int dtype, int64_t M, int64_t N, int64_t K, const void* x, int64_
     check_sizes("linear: out", {M, N});
     if (M == 0 || N == 0) return;
     const Linear p{M, N, K, x_stride, x, packed, bias, out};
-    if (dtype == TTS_BF16 && has_bf16_dot())
-      linear_in_bf16(p);
+    if (dtype == TTS_BF16 && has_bf16_tiles())
+      linear_in_tiles(p);
+    else if (dtype == TTS_BF16 && has_bf16_dot())
+      linear_in_dots(p);
     else
       linear_in_float32(p, dtype);
   });

@@ -21,11 +21,14 @@ constexpr int64_t kParallelWork = 1 << 17;                   // multiply-adds be
 // Elements of a weight through tts_pack.
 inline int64_t packed_size(int64_t N, int64_t K) { return in_blocks(N, kPanelColumns) * in_blocks(K, kPanelDepth) * kBlockSize; }
 
+// Where it is gated, out is silu_and_mul of the product: of its first N / 2 columns with the others.
 struct Linear {
   int64_t M, N, K, x_stride;
   const void *x, *weight, *bias;
   void* out;
+  bool is_gated = false;
 
+  int64_t columns() const { return is_gated ? N / 2 : N; }
   int64_t depth() const { return in_blocks(K, kPanelDepth); }
 };
 
@@ -41,15 +44,10 @@ struct PaddedRows {
   }
 };
 
-// Some panels that a thread works on for some rows, and how many of those behind them it takes next.
-struct Strip {
-  int64_t m0, m1, panel, num_panels, num_next;
-};
-
-// x in rows of E, padded to whole blocks once per call, and then body(x, strip): a thread takes consecutive strips of `width`
-// panels and reads them from DRAM once per chunk of rows, which stays in L2. A `Session` lives as long as a thread does.
-template <class E, class Session, class CopyRow, class Body>
-void for_each_strip(const Linear& p, int64_t width, CopyRow&& copy_row, Body&& body) {
+// x in rows of E, padded to whole blocks once per call, and then body(x, m0, m1, panel): a thread takes consecutive panels, strip
+// by strip, and reads them from DRAM once per chunk of rows, which stays in L2.
+template <class E, class CopyRow, class Body>
+void for_each_panel(const Linear& p, CopyRow&& copy_row, Body&& body) {
   constexpr int64_t kChunkBytes = 1 << 20, kMinChunkRows = 64, kMaxChunkRows = 256;  // 1 MB is half of a usual L2
   const int64_t stride = PaddedRows<E>::stride_of(p.depth()), row_bytes = stride * static_cast<int64_t>(sizeof(E));
   const int64_t rows = round_up(p.M, 16), panels = in_blocks(p.N, kPanelColumns);
@@ -64,23 +62,20 @@ void for_each_strip(const Linear& p, int64_t width, CopyRow&& copy_row, Body&& b
       if (count > 0) copy_row(m, to);
       std::memset(static_cast<void*>(to + count), 0, static_cast<size_t>(stride - count) * sizeof(E));
     }
-    [[maybe_unused]] const Session session;
-    const int64_t strips = in_blocks(panels, width), thread = thread_index(), threads = team_size();
-    const int64_t begin = strips * thread / threads * width, end = std::min(panels, strips * (thread + 1) / threads * width);
+    const int64_t strips = in_blocks(panels, kStrip), thread = thread_index(), threads = team_size();
+    const int64_t begin = strips * thread / threads * kStrip, end = std::min(panels, strips * (thread + 1) / threads * kStrip);
     for (int64_t m = 0; m < p.M; m += chunk)
-      for (int64_t panel = begin; panel < end; panel += width) {
-        const int64_t count = std::min(width, end - panel), next = std::min(width, end - panel - count);
-        body(x, Strip{m, std::min(p.M, m + chunk), panel, count, next});
-      }
+      for (int64_t panel = begin; panel < end; ++panel) body(x, m, std::min(p.M, m + chunk), panel);
   }
 }
-
-struct NoSession {};
 
 // Any dtype, in float32 arithmetic.
 void linear_in_float32(const Linear& p, int dtype);
 
-// bfloat16 in products of bfloat16 pairs; only where has_bf16_dot().
-void linear_in_bf16(const Linear& p);
+// bfloat16 in dot products of pairs; only where has_bf16_dot().
+void linear_in_dots(const Linear& p);
+
+// bfloat16 on the tile unit; only where has_bf16_tiles(). The only one that takes a gated product, of panels' whole columns.
+void linear_in_tiles(const Linear& p);
 
 }  // namespace tts

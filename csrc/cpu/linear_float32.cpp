@@ -96,11 +96,9 @@ void panel_of_float32(const Linear& p, const PaddedRows<float>& x, int64_t m0, i
 template <class T>
 void run(const Linear& p) {
   const auto* x = static_cast<const T*>(p.x);
-  for_each_strip<float, NoSession>(
-      p, kStrip, [&](int64_t m, float* to) { copy_row(x + m * p.x_stride, p.K, to); },
-      [&](const PaddedRows<float>& rows, const Strip& s) {
-        for (int64_t i = 0; i < s.num_panels; ++i) panel_of_float32<T>(p, rows, s.m0, s.m1, s.panel + i);
-      });
+  for_each_panel<float>(
+      p, [&](int64_t m, float* to) { copy_row(x + m * p.x_stride, p.K, to); },
+      [&](auto&&... at) { panel_of_float32<T>(p, at...); });
 }
 
 }  // namespace

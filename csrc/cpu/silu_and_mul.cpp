@@ -2,12 +2,12 @@
 //
 // A task is a range of rows: it reads 2*F elements of a row and writes F. Invariant: every element goes through the same
 // operations of one lane, so its bits do not depend on where it stands.
+#include "cpu/silu_and_mul.h"
+
 #include <algorithm>
-#include <cmath>
 
 #include "common/check.h"
 #include "common/threads.h"
-#include "cpu/elementwise.h"
 
 namespace tts {
 namespace {
@@ -21,23 +21,11 @@ struct SiluAndMul {
   T* out;
 };
 
-// g / (1 + exp(-g)) within 2 ulp, as g/2 over 1/2 + exp(-g)/2: exp(-g) may then come up to 2^128 before the result is 0.
-TTS_INLINE F32x16 silu(F32x16 g) {
-  const float kShift = 0x1.8p23f;                                            // adding it leaves the rounded value in the low bits
-  const float kLn2High = 0x1.62e4p-1f, kLn2Low = 0x1.7f7d1cp-20f;            // 15 bits: n * kLn2High is exact
-  const F32x16 shifted = kShift - g * 0x1.715476p+0f, n = shifted - kShift;  // round(-g / ln 2)
-  const F32x16 rest = (-g - n * kLn2High) - n * kLn2Low;
-  const F32x16 half_power = bit_cast<F32x16>((bit_cast<U32x16>(shifted) + 126u) << 23);
-  const F32x16 half_exp = exp2_fraction(rest * 0x1.715476p+0f) * half_power;
-  const F32x16 bounded = g < -88.73f ? splat(INFINITY) : g > 87.0f ? F32x16{} : half_exp;
-  return 0.5f * g / (0.5f + bounded);
-}
-
 template <class T>
 TTS_CLONES void activate_rows(const SiluAndMul<T>& p, int64_t first, int64_t last) {
   for (int64_t m = first; m < last; ++m) {
     const T* gate = p.x + m * p.x_stride;
-    map_and_mul(gate, gate + p.F, p.F, p.out + m * p.F, [](F32x16 value) TTS_INLINE_LAMBDA { return silu(value); });
+    silu_and_mul(gate, gate + p.F, p.F, p.out + m * p.F);
   }
 }
 
