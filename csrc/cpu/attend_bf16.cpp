@@ -1,6 +1,6 @@
 // attend in bfloat16: out[i,h] = softmax(scale * q[i,h] @ K) @ V over the tokens of the work items that cover query i.
 //
-// A task is a block of consecutive queries x one KV head. Sixteen query heads are the lanes of a tile; a block of 64 tokens is
+// A task is a block of consecutive queries x one KV head. Sixteen query heads are the lanes of a tile; a block of 96 tokens is
 // laid out once (keys as rows, values transposed) and then meets the tiles one by one: scores[token, lane] = K @ Q^T, weights
 // 2^(score - maximum) lane by lane, sums[d, lane] += V^T @ weights. It reads 2*D elements per token of the items that overlap the
 // block, and q and out once.
@@ -54,12 +54,12 @@ struct Tile {
         query(reinterpret_cast<int32_t*>(total + 2 * kLanes)) {}
 };
 
-// 2^(x - base) for an integer base: exactly 2^k of what another base gives, so x is split before the base is taken off. 0 for
-// -inf, NaN for NaN.
-TTS_TARGET_AVX512_BF16 inline __m512 power_of_two(__m512 x, __m512 base) {
-  const __m512 shift = _mm512_set1_ps(0x1.8p23f);  // adding it and taking it off again leaves round(x)
-  x = _mm512_max_ps(_mm512_set1_ps(-0x1p20f), x);
-  const __m512 whole = _mm512_sub_ps(_mm512_add_ps(x, shift), shift), f = _mm512_sub_ps(x, whole);
+// 2^(factor * x - base) for an integer base: exactly 2^k of what another base gives, so the product is split before the base is
+// taken off. 0 for -inf, which `least` stands for, NaN for NaN.
+TTS_TARGET_AVX512_BF16 inline __m512 power_of_two(__m512 x, __m512 factor, __m512 least, __m512 base) {
+  const __m512 shift = _mm512_set1_ps(0x1.8p23f);  // adding it and taking it off again leaves the rounded product
+  x = _mm512_max_ps(least, x);
+  const __m512 whole = _mm512_sub_ps(_mm512_fmadd_ps(x, factor, shift), shift), f = _mm512_fmsub_ps(x, factor, whole);
   __m512 poly = _mm512_set1_ps(0x1.5bba14p-10f);
   poly = _mm512_fmadd_ps(poly, f, _mm512_set1_ps(0x1.3cea88p-7f));
   poly = _mm512_fmadd_ps(poly, f, _mm512_set1_ps(0x1.c6b752p-5f));
@@ -106,18 +106,23 @@ TTS_TARGET_AVX512_BF16 inline void raise_maximum(const Tile& tile, __m512 most, 
   }
 }
 
-// weights[pair][lane] = 2^(factor * score - maximum) of tokens 2 * pair and 2 * pair + 1 of a chunk, and their sums.
-TTS_TARGET_AVX512_BF16 inline void weigh_chunk(const Tile& tile, const float* scores, float factor, BF16* weights, Ahead& ahead) {
-  const __m512 scale = _mm512_set1_ps(factor);
+// weights[pair][lane] = 2^(factor * score - maximum) of tokens 2 * pair and 2 * pair + 1, and their sums; beside it the steps of
+// `products`, spread over the tokens. (The target allows tiles; where they are missing, the products are of another kind.)
+template <class Products>
+TTS_TARGET_AMX inline void weigh(const Tile& tile, const float* scores, int64_t tokens, float factor, BF16* weights,
+                                 Products& products, Ahead& ahead) {
+  const __m512 scale = _mm512_set1_ps(factor), least = _mm512_set1_ps(-0x1p20f / factor);
   const __m512 maximum = _mm512_load_ps(tile.maximum);
   const __m512 base =
       _mm512_mask_mov_ps(maximum, _mm512_cmp_ps_mask(maximum, _mm512_set1_ps(-INFINITY), _CMP_EQ_OQ), _mm512_setzero_ps());
   const __m512i alternate = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
                                              20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   __m512 even = _mm512_load_ps(tile.total), odd = _mm512_load_ps(tile.total + kLanes);
-  for (int64_t t = 0; t < kChunk; t += 2) {
-    const __m512 a = power_of_two(_mm512_mul_ps(_mm512_load_ps(scores + t * kLanes), scale), base);
-    const __m512 b = power_of_two(_mm512_mul_ps(_mm512_load_ps(scores + (t + 1) * kLanes), scale), base);
+  const int64_t num_steps = products.num_steps();
+  for (int64_t t = 0, steps = 0; t < tokens; t += 2) {
+    for (steps += 2 * num_steps; steps >= tokens; steps -= tokens) products.step();
+    const __m512 a = power_of_two(_mm512_load_ps(scores + t * kLanes), scale, least, base);
+    const __m512 b = power_of_two(_mm512_load_ps(scores + (t + 1) * kLanes), scale, least, base);
     even = _mm512_add_ps(even, a);
     odd = _mm512_add_ps(odd, b);
     const __m512bh both = _mm512_cvtne2ps_pbh(b, a);
@@ -295,45 +300,55 @@ class Task {
     view->hides = _mm512_mask_cmplt_epi32_mask(exists, sees, _mm512_set1_epi32(static_cast<int>(view->tokens))) != 0;
   }
 
-  // Scores of one chunk of the block's tokens.
-  void score_chunk(const Tile& tile, int64_t first_token, float* scores) const {
+  // scores[token][lane] of the tokens that a tile sees.
+  Product scores_of(const Tile& tile, const View& view, float* scores) const {
     const int64_t stride = key_stride();
-    const Left keys{keys_ + first_token * stride, stride, kTileRows * stride};
-    Products::multiply(keys, kChunk / kTileRows, tile.queries, stride / kTileDepth, scores + first_token * kLanes, false);
+    return {{keys_, stride, kTileRows * stride}, view.tokens / kTileRows, tile.queries, stride / kTileDepth, scores, false};
   }
 
-  // A block meets the tiles that read it. The scores of the following tile are made between the weights of this one: products
-  // and exponentials run in different units.
-  TTS_TARGET_AVX512_BF16 void meet(const Block& block) {
-    View views[2];
-    look(tile(block.first_tile), block, &views[0]);
-    for (int64_t t = 0; t < views[0].tokens; t += kChunk) score_chunk(tile(block.first_tile), t, scores_[0]);
-    for (int64_t i = block.first_tile, at = 0; i < block.last_tile; ++i, at = 1 - at) {
-      View& following = views[1 - at];
-      following.tokens = 0;
-      const Tile next = tile(std::min(i + 1, block.last_tile - 1));
-      if (i + 1 < block.last_tile) look(next, block, &following);
-      weigh_and_sum(tile(i), views[at], scores_[at], next, following, scores_[1 - at], weights_[at]);
+  // The values that a tile sees, weighed, to its sums.
+  Product sums_of(const Tile& tile, const View& view, const BF16* weights) const {
+    const int64_t tiles = view.tokens > 0 ? round_up(p_.D, 16) / kTileRows : 0;
+    return {{values_, kBlockTokens, kTileRows * kBlockTokens}, tiles, weights, view.tokens / kChunk, tile.sums, true};
+  }
+
+  // A block meets the tiles that read it. Products and exponentials run in different units, so beside the weights of a tile go
+  // the scores of the following one and the sums of the one before.
+  void meet(const Block& block) {
+    View views[3];
+    const int64_t begin = block.first_tile, end = block.last_tile;
+    look(tile(begin), block, &views[0]);
+    products_.begin();
+    products_.add(scores_of(tile(begin), views[0], scores_[0]));
+    products_.finish();
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t at = (i - begin) % 2;
+      const View &before = views[(i - begin + 2) % 3], &here = views[(i - begin) % 3];
+      View& following = views[(i - begin + 1) % 3];
+      products_.begin();
+      if (i > begin) products_.add(sums_of(tile(i - 1), before, weights_[1 - at]));
+      if (i + 1 < end) {
+        look(tile(i + 1), block, &following);
+        products_.add(scores_of(tile(i + 1), following, scores_[1 - at]));
+      }
+      if (here.tokens > 0) weigh_tile(tile(i), here, scores_[at], weights_[at]);
+      products_.finish();
+      if (i > begin && num_odd_ > 0) add_odd_values(tile(i - 1), before.sees, weights_[1 - at]);
     }
+    const int64_t last = end - 1 - begin;
+    products_.begin();
+    products_.add(sums_of(tile(end - 1), views[last % 3], weights_[last % 2]));
+    products_.finish();
+    if (num_odd_ > 0) add_odd_values(tile(end - 1), views[last % 3].sees, weights_[last % 2]);
   }
 
-  TTS_TARGET_AVX512_BF16 void weigh_and_sum(const Tile& tile, const View& view, float* scores, const Tile& next,
-                                            const View& following, float* next_scores, BF16* weights) {
+  TTS_TARGET_AMX void weigh_tile(const Tile& tile, const View& view, float* scores, BF16* weights) {
     const float factor = std::fabs(p_.scale) * kLog2E;
-    if (view.tokens > 0) {
-      const __m512i sees = _mm512_load_si512(view.sees);
-      const __m512 most =
-          view.hides ? largest_scores<true>(scores, view.tokens, sees) : largest_scores<false>(scores, view.tokens, sees);
-      raise_maximum(tile, _mm512_mul_ps(most, _mm512_set1_ps(factor)), p_.D);
-    }
-    for (int64_t t = 0; t < std::max(view.tokens, following.tokens); t += kChunk) {
-      if (t < view.tokens) weigh_chunk(tile, scores + t * kLanes, factor, weights + t * kLanes, ahead_);
-      if (t < following.tokens) score_chunk(next, t, next_scores);
-    }
-    if (view.tokens == 0) return;
-    Products::multiply({values_, kBlockTokens, kTileRows * kBlockTokens}, round_up(p_.D, 16) / kTileRows, weights,
-                       view.tokens / kChunk, tile.sums, true);
-    if (num_odd_ > 0) add_odd_values(tile, view.sees, weights);
+    const __m512i sees = _mm512_load_si512(view.sees);
+    const __m512 most =
+        view.hides ? largest_scores<true>(scores, view.tokens, sees) : largest_scores<false>(scores, view.tokens, sees);
+    raise_maximum(tile, _mm512_mul_ps(most, _mm512_set1_ps(factor)), p_.D);
+    weigh(tile, scores, view.tokens, factor, weights, products_, ahead_);
   }
 
   TTS_TARGET_AVX512_BF16 void end(int64_t i) {
@@ -371,6 +386,7 @@ class Task {
   float* scores_[2];      // [kBlockTokens][16]
   OddValue* odd_;         // [num_odd_] of the block at hand
   int64_t num_odd_ = 0;
+  Products products_;
   Ahead ahead_;
   size_t next_segment_ = 0, span_ = 0;        // the segment behind the open one, and where the next block begins in that
   int64_t offset_ = 0, done_ = 0, left_ = 0;  // in the span; tokens of the open segment
@@ -402,9 +418,9 @@ void run(const Attend& p) {
 
 void attend_in_bf16(const Attend& p) {
   if (has_bf16_tiles())
-    run<Tiles>(p);
+    run<TileStream>(p);
   else
-    run<Dots>(p);
+    run<DotStream>(p);
 }
 
 }  // namespace tts

@@ -12,7 +12,7 @@
 namespace tts {
 namespace {
 
-constexpr int64_t kBlockTokens = 64;  // tokens laid out at a time: keys, values, scores and weights stay in L1 up to D = 128
+constexpr int64_t kBlockTokens = 96;  // laid out at a time: the sums of the tiles, in L2, are read and written once for them
 
 // Sixteen rows of sixteen words become columns.
 TTS_TARGET_AVX512_BF16 inline void transpose(__m512i* m) {
