@@ -67,7 +67,8 @@ TTS_API int tts_pack(int dtype, int64_t N, int64_t K, const void* weight, int64_
 
 /* out = x @ weight.T + bias, summed over K in a fixed order.
  *   x T[M,K] with rows x_stride apart, packed the weight T[N,K] through tts_pack, bias T[N] nullable, out T[M,N]
- * Bytes: (M*K + N*K + M*N) * sizeof(T); the weight is read once per 64 to 256 rows, as many as make 1 MB of x. */
+ * Bytes: (M*K + N*K + M*N) * sizeof(T); the weight is read once per 64 to 256 rows, by each of the threads that rows are
+ * shared out between. */
 TTS_API int tts_linear(int dtype, int64_t M, int64_t N, int64_t K, const void* x, int64_t x_stride, const void* packed,
                        const void* bias, void* out);
 
@@ -128,7 +129,8 @@ typedef struct {
  *   x = rms_norm(hidden); q, k, v = linear(x), q and k through their norms where they have some, and through rope; append; attend
  *   y = hidden + linear(attend); hidden = y + linear(silu_and_mul(linear(rms_norm(y))))
  *   hidden, out T[N,E]; cos, sin T[N,R] with rows *_stride apart; R <= D; keys, values T[L,P,G,S,D] with layers *_layer apart;
- * all else as in those ops Bytes: the weights once per 64 to 256 rows, and those of attend. */
+ * all else as in those ops
+ * Bytes: the weights as in tts_linear, once per 256 rows, and those of attend. */
 TTS_API int tts_decoder(int dtype, int64_t L, int64_t N, int64_t E, int64_t F, int64_t H, int64_t G, int64_t D, int64_t R,
                         int64_t P, int64_t S, int64_t num_spans, int64_t W, const void* hidden, const void* cos,
                         int64_t cos_stride, const void* sin, int64_t sin_stride, void* keys, int64_t keys_layer,

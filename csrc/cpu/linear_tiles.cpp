@@ -1,40 +1,39 @@
 // linear in bfloat16 on the AMX tile unit, and silu_and_mul of its result where the two halves of it are panels.
 //
-// A thread takes consecutive panels of 16 columns of the output. Many rows meet a weight in two by two tiles; where they do not
-// fit L2, k is cut into chunks whose x fits, and the sums wait in float32 in between. What is read next is on its way to L2
-// meanwhile.
-// Invariant: an element is summed over k in ascending blocks of 32; no other row or column and no chunk enters its bits.
+// Of few rows a thread takes consecutive panels of 16 columns of the output, of many its own rows and all panels: then no thread
+// reads what another has just written. Many rows meet a weight in two by two tiles; where they do not fit L2, k is cut into
+// chunks whose x fits, and the sums wait in float32 in between. What is read next is on its way to L2 meanwhile. Invariant: an
+// element is summed over k in ascending blocks of 32; no other row or column and no chunk enters its bits.
+#include <atomic>
 #include <cstring>
-#include <utility>
+#include <memory>
 
 #include "common/tiles.h"
 #include "cpu/linear.h"
-#include "cpu/silu_and_mul.h"
+#include "cpu/linear_tiles_products.h"
+#include "cpu/linear_tiles_writer.h"
 
 #if TTS_HAS_X86_BF16
 
 namespace tts {
 namespace {
 
-constexpr int64_t kRowChunk = 256;         // rows for which a weight is read once
-constexpr int64_t kThreadRows = 64;        // from which a thread takes rows of its own and all of the weight
-constexpr int64_t kRowsAtOnce = 3;         // tiles of rows that are multiplied in one go: DRAM is what these wait for
-constexpr int64_t kChunkBytes = 1 << 20;   // of x: half of a usual L2
-constexpr int64_t kWaitingPanels = 32;     // of the output, whose sums wait for the next chunk: 512 KB at 256 rows
-constexpr int64_t kStageBlocks = 32;       // of a panel: what is asked for at a time
-constexpr int64_t kPlaces = 8;             // read from DRAM at once: one alone leaves the prefetcher idle at every 4 KB
-constexpr int64_t kStreamBytes = 1 << 20;  // of an output: more does not stay in L2 beside the weights
-constexpr int64_t kMaxLineStep = 8;        // power of two in a row's cache lines, of 64 sets: 8 of them for 16 rows of a tile
-constexpr int64_t kSum = kTileRows * kPanelColumns;
+constexpr int64_t kRowChunk = 256;        // rows for which a weight is read once
+constexpr int64_t kParts = 8;             // of a thread's share, which others take over when their own are done
+constexpr int64_t kThreadRows = 64;       // from which a thread takes rows of its own and all of the weight
+constexpr int64_t kRowsAtOnce = 3;        // tiles of rows that are multiplied in one go: DRAM is what these wait for
+constexpr int64_t kChunkBytes = 1 << 20;  // of x: half of a usual L2
+constexpr int64_t kWaitingPanels = 32;    // of the output, whose sums wait for the next chunk: 512 KB at 256 rows
+constexpr int64_t kMaxLineStep = 8;       // power of two in a row's cache lines, of 64 sets: 8 of them for 16 rows of a tile
 
-// Panels of the weight from some block of k on; behind `count` the last one again.
-struct Panels {
-  const BF16* at[kStrip];
-  int64_t count;
-};
-
+// Rows and output panels that are computed without a break.
 struct Share {
   int64_t m0, m1, panel0, panel1;
+};
+
+// The parts of a thread's share that somebody works on or has done.
+struct alignas(64) Taken {
+  std::atomic<int64_t> parts{0};
 };
 
 // How a call is cut: many rows are shared out between the threads, fewer meet each a thread's panels.
@@ -56,14 +55,16 @@ struct Cut {
 
   bool is_many() const { return tile_rows > kRowsAtOnce; }
 
-  // Rows and output panels of a thread.
-  Share share(const Linear& p, int64_t thread) const {
+  // One of the kParts parts of a thread's share: all of its rows, some of its panels.
+  Share share(const Linear& p, int64_t thread, int64_t part) const {
     const int64_t panels = in_blocks(p.columns(), kPanelColumns);
-    const auto cut = [&](int64_t count, int64_t step, int64_t i) {
-      return std::min(count, in_blocks(count, step) * i / threads * step);
+    const auto cut = [](int64_t count, int64_t step, int64_t i, int64_t of) {
+      return std::min(count, in_blocks(count, step) * i / of * step);
     };
-    if (is_by_rows) return {cut(p.M, 2 * kTileRows, thread), cut(p.M, 2 * kTileRows, thread + 1), 0, panels};
-    return {0, p.M, cut(panels, width, thread), cut(panels, width, thread + 1)};
+    const int64_t row_parts = is_by_rows ? threads : 1, panel_parts = kParts * (is_by_rows ? 1 : threads);
+    const int64_t row_part = is_by_rows ? thread : 0, panel_part = is_by_rows ? part : thread * kParts + part;
+    return {cut(p.M, 2 * kTileRows, row_part, row_parts), cut(p.M, 2 * kTileRows, row_part + 1, row_parts),
+            cut(panels, width, panel_part, panel_parts), cut(panels, width, panel_part + 1, panel_parts)};
   }
 };
 
@@ -114,215 +115,6 @@ Panels panels_of(const Linear& p, int64_t first, int64_t count, int64_t block) {
   return panels;
 }
 
-// ---- writing
-
-TTS_TARGET_AMX inline __m512 widened(__m256i half) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-}
-
-// The sums of two panels side by side, with their bias and rounded: 32 columns from n0 on.
-TTS_TARGET_AMX inline void round_line(const Linear& p, const float* left, const float* right, int64_t n0, __mmask32 exists,
-                                      BF16* to) {
-  __m512 low = _mm512_load_ps(left), high = _mm512_load_ps(right);
-  if (p.bias != nullptr) {
-    const __m512i bias = _mm512_maskz_loadu_epi16(exists, static_cast<const BF16*>(p.bias) + n0);
-    low = _mm512_add_ps(low, widened(_mm512_castsi512_si256(bias)));
-    high = _mm512_add_ps(high, widened(_mm512_extracti64x4_epi64(bias, 1)));
-  }
-  const __m512bh both = _mm512_cvtne2ps_pbh(high, low);
-  _mm512_store_si512(to, reinterpret_cast<const __m512i&>(both));
-}
-
-// Writes the sums of a strip, a cache line of the output at a time where it has whole ones. Much of it runs beside the next
-// product, which leaves all but the tile unit idle.
-class Writer {
- public:
-  explicit Writer(const Linear& p) : p_(p) {
-    // Written through the caches, each line of a large output would be read from memory before.
-    is_streamed_ =
-        p.M * p.columns() * 2 > kStreamBytes && p.columns() % 32 == 0 && reinterpret_cast<std::uintptr_t>(p.out) % 64 == 0;
-  }
-
-  // `count` panels of the output from `first` on, for some rows; `sums` holds `panel_sums` of each panel of the strip. They are
-  // written in `num_steps` steps.
-  void begin(const float* sums, int64_t panel_sums, int64_t m0, int64_t rows, int64_t first, int64_t count, int64_t num_steps) {
-    sums_ = sums, panel_sums_ = panel_sums, m0_ = m0, rows_ = rows, first_ = first, count_ = count;
-    panel_ = row_ = 0;
-    left_ = in_blocks(count, 2) * rows;
-    lines_ = in_blocks(left_, num_steps);
-  }
-  const float* sums() const { return sums_; }
-
-  TTS_INLINE void step() {
-    if (left_ > 0) write(std::min(lines_, left_));
-  }
-  void finish() { write(left_); }
-
- private:
-  TTS_TARGET_AMX __attribute__((noinline)) void write(int64_t num_lines) {
-    left_ -= num_lines;
-    for (; num_lines > 0; --num_lines) {
-      write_line();
-      if (++row_ == rows_) row_ = 0, panel_ += 2;
-    }
-  }
-
-  TTS_TARGET_AMX TTS_INLINE void write_line() {
-    const int64_t n0 = (first_ + panel_) * kPanelColumns, N = p_.columns();
-    const int64_t columns = std::min(std::min<int64_t>(2, count_ - panel_) * kPanelColumns, N - n0);
-    const __mmask32 exists = columns == 32 ? ~__mmask32{0} : (__mmask32{1} << columns) - 1;
-    const int64_t beside = panel_ + 1 < count_ ? panel_sums_ : 0;
-    const float* sums = sums_ + panel_ * panel_sums_ + row_ * kPanelColumns;
-    alignas(64) BF16 line[32], gated[32];
-    round_line(p_, sums, sums + beside, n0, exists, line);
-    if (p_.is_gated) {
-      sums += count_ * panel_sums_;
-      round_line(p_, sums, sums + beside, n0 + N, exists, gated);
-      silu_and_mul(line, gated, 32, line);
-    }
-    void* to = static_cast<BF16*>(p_.out) + (m0_ + row_) * N + n0;
-    if (is_streamed_)
-      _mm512_stream_si512(static_cast<__m512i*>(to), _mm512_load_si512(line));
-    else
-      _mm512_mask_storeu_epi16(to, exists, _mm512_load_si512(line));
-  }
-
-  const Linear& p_;
-  bool is_streamed_;
-  const float* sums_ = nullptr;
-  int64_t panel_sums_ = 0, m0_ = 0, rows_ = 0, first_ = 0, count_ = 0, panel_ = 0, row_ = 0, left_ = 0, lines_ = 0;
-};
-
-// ---- multiplying
-
-// Asks for the blocks of PANELS panels a stage ahead, for rows that are multiplied in one go: DRAM is what they wait for.
-template <int PANELS>
-class NextBlocks {
- public:
-  // Behind the panels' last blocks come the first ones of those at `behind`.
-  NextBlocks(const BF16* const* panels, int64_t depth, const BF16* const* behind)
-      : depth_(depth), stage_(in_blocks(depth, std::max<int64_t>(1, in_blocks(depth, kStageBlocks)))), within_(stage_) {
-    for (int64_t i = 0; i < PANELS; ++i) at_[i] = panels[i], behind_[i] = behind[i];
-  }
-
-  TTS_INLINE void step() {
-    if (within_ == stage_) {
-      within_ = 0;
-      done_ += stage_;
-      for (int64_t i = 0; i < PANELS; ++i) following_[i] = done_ < depth_ ? at_[i] + done_ * kBlockSize : behind_[i];
-    }
-    constexpr int64_t kPlacesEach = kPlaces / PANELS, kLines = kBlockSize / 32 / kPlacesEach;
-    for (int64_t panel = 0; panel < PANELS; ++panel)
-      for (int64_t place = 0; place < kPlacesEach; ++place)
-        for (int64_t i = 0; i < kLines; ++i)
-          __builtin_prefetch(following_[panel] + ((place * stage_ + within_) * kLines + i) * 32, 0, 2);
-    ++within_;
-  }
-
- private:
-  const BF16 *at_[PANELS], *behind_[PANELS], *following_[PANELS] = {};
-  int64_t depth_, stage_, within_, done_ = 0;
-};
-
-// Asks for the next strip bit by bit while all rows are multiplied with this one: reading and multiplying take turns otherwise.
-// Every other line is enough, the other half of its 128 bytes comes along.
-class NextStrip {
- public:
-  NextStrip(const Panels& next, int64_t num_blocks, int64_t num_steps) {
-    const int64_t each = std::max<int64_t>(1, kPlaces / std::max<int64_t>(1, next.count));
-    const int64_t pairs = in_blocks(num_blocks * kBlockSize / 64, each);
-    for (int64_t panel = 0; panel < next.count; ++panel)
-      for (int64_t i = 0; i < each; ++i) places_[num_places_++] = next.at[panel] + i * pairs * 64;
-    left_ = pairs * num_places_;
-    count_ = in_blocks(left_, std::max<int64_t>(1, num_steps));
-  }
-
-  TTS_INLINE void step() {
-    for (int64_t i = std::min(count_, left_); i > 0; --i) {
-      __builtin_prefetch(places_[place_] + at_, 0, 2);
-      if (++place_ == num_places_) place_ = 0, at_ += 64;
-    }
-    left_ -= std::min(count_, left_);
-  }
-
- private:
-  const BF16* places_[kPlaces];
-  int64_t num_places_ = 0, place_ = 0, at_ = 0, left_, count_;
-};
-
-// sums[p][0:16*ROWS] += x[0:16*ROWS] @ panels[p], or = for the first blocks of k: ROWS x PANELS <= 4 tiles of sums.
-template <int ROWS, int PANELS, class Ahead>
-TTS_TARGET_AMX inline void multiply_tiles(const BF16* x, int64_t x_stride, const BF16* const* panels, int64_t depth,
-                                          bool is_first, Ahead& ahead, float* sums) {
-  const int64_t row_bytes = x_stride * 2, tile_size = kTileRows * x_stride;
-  if (is_first) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  } else {
-    _tile_loadd(0, sums, 64);
-    _tile_loadd(1, sums + kSum, 64);
-    _tile_loadd(2, sums + 2 * kSum, 64);
-    if (ROWS != 3) _tile_loadd(3, sums + 3 * kSum, 64);
-  }
-  for (int64_t k = 0, at = 0; k < depth; ++k, at += kBlockSize, x += kPanelDepth) {
-    ahead.step();
-    if constexpr (PANELS == 4) {
-      _tile_loadd(4, x, row_bytes);
-      _tile_loadd(5, panels[0] + at, 64);
-      _tile_dpbf16ps(0, 4, 5);
-      _tile_loadd(6, panels[1] + at, 64);
-      _tile_dpbf16ps(1, 4, 6);
-      _tile_loadd(7, panels[2] + at, 64);
-      _tile_dpbf16ps(2, 4, 7);
-      _tile_loadd(5, panels[3] + at, 64);
-      _tile_dpbf16ps(3, 4, 5);
-    } else if constexpr (PANELS == 2) {
-      _tile_loadd(4, x, row_bytes);
-      _tile_loadd(6, panels[0] + at, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(5, x + tile_size, row_bytes);
-      _tile_dpbf16ps(1, 5, 6);
-      _tile_loadd(7, panels[1] + at, 64);
-      _tile_dpbf16ps(2, 4, 7);
-      _tile_dpbf16ps(3, 5, 7);
-    } else {
-      _tile_loadd(6, panels[0] + at, 64);
-      _tile_loadd(4, x, row_bytes);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(5, x + tile_size, row_bytes);
-      _tile_dpbf16ps(1, 5, 6);
-      _tile_loadd(7, x + 2 * tile_size, row_bytes);
-      _tile_dpbf16ps(2, 7, 6);
-    }
-  }
-  _tile_stored(0, sums, 64);
-  _tile_stored(1, sums + kSum, 64);
-  _tile_stored(2, sums + 2 * kSum, 64);
-  if (ROWS != 3) _tile_stored(3, sums + 3 * kSum, 64);
-}
-
-constexpr int64_t panels_beside(int64_t tile_rows) { return tile_rows > 2 ? 1 : kStrip / tile_rows; }
-
-// The sums of a strip's panels for ROWS tiles of rows, as many panels at a time as the rows leave tiles for.
-// `ahead_of(panels, behind)` gives what asks for the next blocks during the product with some panels; behind the last are `next`.
-template <int ROWS, class AheadOf>
-TTS_TARGET_AMX void rows_of_tiles(const BF16* x, int64_t x_stride, const Panels& panels, const Panels& next, int64_t depth,
-                                  bool is_first, AheadOf&& ahead_of, float* sums) {
-  constexpr int64_t kPanels = panels_beside(ROWS);
-  for (int64_t panel = 0; panel < panels.count; panel += kPanels) {
-    const BF16 *some[kPanels], *behind[kPanels];
-    const bool is_last = panel + kPanels >= panels.count;
-    for (int64_t i = 0; i < kPanels; ++i) {
-      some[i] = panels.at[panel + i];
-      behind[i] = is_last ? next.at[i] : panels.at[std::min(panel + kPanels + i, kStrip - 1)];
-    }
-    auto&& ahead = ahead_of(some, behind);
-    multiply_tiles<ROWS, kPanels>(x, x_stride, some, depth, is_first, ahead, sums + panel * ROWS * kSum);
-  }
-}
-
 // What a thread multiplies at a time: some rows, some panels of the output, and a chunk of k.
 struct Strip {
   int64_t m0, m1, panel, count, chunk;
@@ -361,7 +153,7 @@ struct Beside {
 TTS_TARGET_AMX void many_rows(const Linear& p, const Cut& cut, const Rows& x, const Strip& s, float* sums, Writer& writer) {
   const int64_t block = s.chunk * cut.chunk, depth = std::min(cut.chunk, p.depth() - block);
   const Panels panels = panels_of(p, s.panel, s.count, block);
-  const int64_t steps = in_blocks(panels.count, 2) * depth;
+  const int64_t steps = std::max<int64_t>(1, in_blocks(panels.count, 2) * depth);
   NextStrip next(s.next, depth, in_blocks(s.m1 - s.m0, 2 * kTileRows) * steps);
   Beside beside{next, writer};
   const auto ahead_of = [&](const BF16* const*, const BF16* const*) -> Beside& { return beside; };
@@ -421,6 +213,7 @@ void linear_in_tiles(const Linear& p) {
   const int64_t thread_sums = (cut.num_chunks > 1 ? kWaitingPanels / cut.width : 1) * strip_sums;
   char* scratch = static_cast<char*>(thread_owned<Scratch>().take(copied + cut.threads * thread_sums * 4));
   const Rows x(p, cut, scratch);
+  const std::unique_ptr<Taken[]> taken(new Taken[static_cast<size_t>(cut.threads)]);
 #pragma omp parallel num_threads(static_cast<int>(cut.threads)) if (cut.threads > 1)
   {
     if (copied > 0) {
@@ -430,10 +223,13 @@ void linear_in_tiles(const Linear& p) {
     [[maybe_unused]] const TileSession session;
     float* sums = reinterpret_cast<float*>(scratch + copied) + thread_index() * thread_sums;
     Writer writer(p);
-    for (int64_t share = thread_index(); share < cut.threads; share += team_size())
-      for_each_strip(p, cut, cut.share(p, share), [&](const Strip& s, int64_t panel) {
-        strip_of_tiles(p, cut, x, s, sums + (cut.num_chunks > 1 ? panel / cut.width * strip_sums : 0), writer);
-      });
+    for (int64_t i = 0; i < cut.threads; ++i) {
+      const int64_t owner = (thread_index() + i) % cut.threads;
+      for (int64_t part; (part = taken[owner].parts.fetch_add(1, std::memory_order_relaxed)) < kParts;)
+        for_each_strip(p, cut, cut.share(p, owner, part), [&](const Strip& s, int64_t panel) {
+          strip_of_tiles(p, cut, x, s, sums + (cut.num_chunks > 1 ? panel / cut.width * strip_sums : 0), writer);
+        });
+    }
     writer.finish();
   }
 }

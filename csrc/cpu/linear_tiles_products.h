@@ -1,0 +1,156 @@
+// The products of linear on the tile unit, and how they ask for what is multiplied next. Of linear_tiles.cpp alone.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "common/tiles.h"
+#include "cpu/linear.h"
+
+#if TTS_HAS_X86_BF16
+
+namespace tts {
+namespace {
+
+constexpr int64_t kStageBlocks = 32;  // of a panel: what is asked for at a time
+constexpr int64_t kPlaces = 8;        // read from DRAM at once: one alone leaves the prefetcher idle at every 4 KB
+constexpr int64_t kSum = kTileRows * kPanelColumns;
+
+// Panels of the weight from some block of k on; behind `count` the last one again.
+struct Panels {
+  const BF16* at[kStrip];
+  int64_t count;
+};
+
+// Asks for the blocks of PANELS panels a stage ahead, for rows that are multiplied in one go: DRAM is what they wait for.
+template <int PANELS>
+class NextBlocks {
+ public:
+  // Behind the panels' last blocks come the first ones of those at `behind`.
+  NextBlocks(const BF16* const* panels, int64_t depth, const BF16* const* behind)
+      : depth_(depth), stage_(in_blocks(depth, std::max<int64_t>(1, in_blocks(depth, kStageBlocks)))), within_(stage_) {
+    for (int64_t i = 0; i < PANELS; ++i) at_[i] = panels[i], behind_[i] = behind[i];
+  }
+
+  TTS_INLINE void step() {
+    if (within_ == stage_) {
+      within_ = 0;
+      done_ += stage_;
+      for (int64_t i = 0; i < PANELS; ++i) following_[i] = done_ < depth_ ? at_[i] + done_ * kBlockSize : behind_[i];
+    }
+    constexpr int64_t kPlacesEach = kPlaces / PANELS, kLines = kBlockSize / 32 / kPlacesEach;
+    for (int64_t panel = 0; panel < PANELS; ++panel)
+      for (int64_t place = 0; place < kPlacesEach; ++place)
+        for (int64_t i = 0; i < kLines; ++i)
+          __builtin_prefetch(following_[panel] + ((place * stage_ + within_) * kLines + i) * 32, 0, 2);
+    ++within_;
+  }
+
+ private:
+  const BF16 *at_[PANELS], *behind_[PANELS], *following_[PANELS] = {};
+  int64_t depth_, stage_, within_, done_ = 0;
+};
+
+// Asks for the next strip bit by bit while all rows are multiplied with this one: reading and multiplying take turns otherwise.
+// Every other line is enough, the other half of its 128 bytes comes along.
+class NextStrip {
+ public:
+  NextStrip(const Panels& next, int64_t num_blocks, int64_t num_steps) {
+    const int64_t each = std::max<int64_t>(1, kPlaces / std::max<int64_t>(1, next.count));
+    const int64_t pairs = in_blocks(num_blocks * kBlockSize / 64, each);
+    for (int64_t panel = 0; panel < next.count; ++panel)
+      for (int64_t i = 0; i < each; ++i) places_[num_places_++] = next.at[panel] + i * pairs * 64;
+    left_ = pairs * num_places_;
+    count_ = in_blocks(left_, std::max<int64_t>(1, num_steps));
+  }
+
+  TTS_INLINE void step() {
+    for (int64_t i = std::min(count_, left_); i > 0; --i) {
+      __builtin_prefetch(places_[place_] + at_, 0, 2);
+      if (++place_ == num_places_) place_ = 0, at_ += 64;
+    }
+    left_ -= std::min(count_, left_);
+  }
+
+ private:
+  const BF16* places_[kPlaces];
+  int64_t num_places_ = 0, place_ = 0, at_ = 0, left_, count_;
+};
+
+// sums[p][0:16*ROWS] += x[0:16*ROWS] @ panels[p], or = for the first blocks of k: ROWS x PANELS <= 4 tiles of sums.
+template <int ROWS, int PANELS, class Ahead>
+TTS_TARGET_AMX inline void multiply_tiles(const BF16* x, int64_t x_stride, const BF16* const* panels, int64_t depth,
+                                          bool is_first, Ahead& ahead, float* sums) {
+  const int64_t row_bytes = x_stride * 2, tile_size = kTileRows * x_stride;
+  if (is_first) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  } else {
+    _tile_loadd(0, sums, 64);
+    _tile_loadd(1, sums + kSum, 64);
+    _tile_loadd(2, sums + 2 * kSum, 64);
+    if (ROWS != 3) _tile_loadd(3, sums + 3 * kSum, 64);
+  }
+  for (int64_t k = 0, at = 0; k < depth; ++k, at += kBlockSize, x += kPanelDepth) {
+    ahead.step();
+    if constexpr (PANELS == 4) {
+      _tile_loadd(4, x, row_bytes);
+      _tile_loadd(5, panels[0] + at, 64);
+      _tile_dpbf16ps(0, 4, 5);
+      _tile_loadd(6, panels[1] + at, 64);
+      _tile_dpbf16ps(1, 4, 6);
+      _tile_loadd(7, panels[2] + at, 64);
+      _tile_dpbf16ps(2, 4, 7);
+      _tile_loadd(5, panels[3] + at, 64);
+      _tile_dpbf16ps(3, 4, 5);
+    } else if constexpr (PANELS == 2) {
+      _tile_loadd(4, x, row_bytes);
+      _tile_loadd(6, panels[0] + at, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(5, x + tile_size, row_bytes);
+      _tile_dpbf16ps(1, 5, 6);
+      _tile_loadd(7, panels[1] + at, 64);
+      _tile_dpbf16ps(2, 4, 7);
+      _tile_dpbf16ps(3, 5, 7);
+    } else {
+      _tile_loadd(6, panels[0] + at, 64);
+      _tile_loadd(4, x, row_bytes);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(5, x + tile_size, row_bytes);
+      _tile_dpbf16ps(1, 5, 6);
+      _tile_loadd(7, x + 2 * tile_size, row_bytes);
+      _tile_dpbf16ps(2, 7, 6);
+    }
+  }
+  _tile_stored(0, sums, 64);
+  _tile_stored(1, sums + kSum, 64);
+  _tile_stored(2, sums + 2 * kSum, 64);
+  if (ROWS != 3) _tile_stored(3, sums + 3 * kSum, 64);
+}
+
+constexpr int64_t panels_beside(int64_t tile_rows) { return tile_rows > 2 ? 1 : kStrip / tile_rows; }
+
+// The sums of a strip's panels for ROWS tiles of rows, as many panels at a time as the rows leave tiles for.
+// `ahead_of(panels, behind)` gives what asks for the next blocks during the product with some panels; behind the last are `next`.
+template <int ROWS, class AheadOf>
+TTS_TARGET_AMX void rows_of_tiles(const BF16* x, int64_t x_stride, const Panels& panels, const Panels& next, int64_t depth,
+                                  bool is_first, AheadOf&& ahead_of, float* sums) {
+  constexpr int64_t kPanels = panels_beside(ROWS);
+  for (int64_t panel = 0; panel < panels.count; panel += kPanels) {
+    const BF16 *some[kPanels], *behind[kPanels];
+    const bool is_last = panel + kPanels >= panels.count;
+    for (int64_t i = 0; i < kPanels; ++i) {
+      some[i] = panels.at[panel + i];
+      behind[i] = is_last ? next.at[i] : panels.at[std::min(panel + kPanels + i, kStrip - 1)];
+    }
+    auto&& ahead = ahead_of(some, behind);
+    multiply_tiles<ROWS, kPanels>(x, x_stride, some, depth, is_first, ahead, sums + panel * ROWS * kSum);
+  }
+}
+
+}  // namespace
+}  // namespace tts
+
+#endif
