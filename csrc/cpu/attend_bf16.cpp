@@ -14,7 +14,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "common/check.h"
 #include "common/isa.h"
 #include "common/simd.h"
 #include "common/sizes.h"
@@ -54,12 +53,11 @@ struct Tile {
         query(reinterpret_cast<int32_t*>(total + 2 * kLanes)) {}
 };
 
-// 2^(factor * x - base) for an integer base: exactly 2^k of what another base gives, so the product is split before the base is
-// taken off. 0 for -inf, which `least` stands for, NaN for NaN.
-TTS_TARGET_AVX512_BF16 inline __m512 power_of_two(__m512 x, __m512 factor, __m512 least, __m512 base) {
-  const __m512 shift = _mm512_set1_ps(0x1.8p23f);  // adding it and taking it off again leaves the rounded product
+// 2^(x - base) for an integer base: exactly 2^k of what another base gives, so x is split before the base is taken off. 0 below
+// `least`, as from -inf, NaN for NaN.
+TTS_TARGET_AVX512_BF16 inline __m512 power_of_two(__m512 x, __m512 least, __m512 base) {
   x = _mm512_max_ps(least, x);
-  const __m512 whole = _mm512_sub_ps(_mm512_fmadd_ps(x, factor, shift), shift), f = _mm512_fmsub_ps(x, factor, whole);
+  const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), f = _mm512_sub_ps(x, whole);
   __m512 poly = _mm512_set1_ps(0x1.5bba14p-10f);
   poly = _mm512_fmadd_ps(poly, f, _mm512_set1_ps(0x1.3cea88p-7f));
   poly = _mm512_fmadd_ps(poly, f, _mm512_set1_ps(0x1.c6b752p-5f));
@@ -111,18 +109,21 @@ TTS_TARGET_AVX512_BF16 inline void raise_maximum(const Tile& tile, __m512 most, 
 template <class Products>
 TTS_TARGET_AMX inline void weigh(const Tile& tile, const float* scores, int64_t tokens, float factor, BF16* weights,
                                  Products& products, Ahead& ahead) {
-  const __m512 scale = _mm512_set1_ps(factor), least = _mm512_set1_ps(-0x1p20f / factor);
+  const __m512 scale = _mm512_set1_ps(factor);
   const __m512 maximum = _mm512_load_ps(tile.maximum);
   const __m512 base =
       _mm512_mask_mov_ps(maximum, _mm512_cmp_ps_mask(maximum, _mm512_set1_ps(-INFINITY), _CMP_EQ_OQ), _mm512_setzero_ps());
+  // So far below that the weight is 0, however large the base is.
+  const __m512 far = _mm512_max_ps(_mm512_set1_ps(1024.0f), _mm512_mul_ps(_mm512_abs_ps(base), _mm512_set1_ps(0x1p-8f)));
+  const __m512 least = _mm512_sub_ps(base, far);
   const __m512i alternate = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
                                              20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   __m512 even = _mm512_load_ps(tile.total), odd = _mm512_load_ps(tile.total + kLanes);
   const int64_t num_steps = products.num_steps();
   for (int64_t t = 0, steps = 0; t < tokens; t += 2) {
     for (steps += 2 * num_steps; steps >= tokens; steps -= tokens) products.step();
-    const __m512 a = power_of_two(_mm512_load_ps(scores + t * kLanes), scale, least, base);
-    const __m512 b = power_of_two(_mm512_load_ps(scores + (t + 1) * kLanes), scale, least, base);
+    const __m512 a = power_of_two(_mm512_mul_ps(_mm512_load_ps(scores + t * kLanes), scale), least, base);
+    const __m512 b = power_of_two(_mm512_mul_ps(_mm512_load_ps(scores + (t + 1) * kLanes), scale), least, base);
     even = _mm512_add_ps(even, a);
     odd = _mm512_add_ps(odd, b);
     const __m512bh both = _mm512_cvtne2ps_pbh(b, a);
@@ -343,7 +344,7 @@ class Task {
   }
 
   TTS_TARGET_AMX void weigh_tile(const Tile& tile, const View& view, float* scores, BF16* weights) {
-    const float factor = std::fabs(p_.scale) * kLog2E;
+    const float factor = std::max(std::fabs(p_.scale) * kLog2E, FLT_MIN);  // what is hidden is -inf, which 0 would make NaN
     const __m512i sees = _mm512_load_si512(view.sees);
     const __m512 most =
         view.hides ? largest_scores<true>(scores, view.tokens, sees) : largest_scores<false>(scores, view.tokens, sees);

@@ -39,6 +39,7 @@ class TileStream {
 
   void add(const Product& p) {
     if (p.tiles == 0) return;
+    if (p.depth == 0) return void(std::fill_n(p.c, p.tiles * kSum, 0.0f));  // scores of heads without elements
     products_[last_++] = p;
     if (last_ == 1) open_sums(0);
   }

@@ -49,13 +49,17 @@ struct Between {
   float* lse;
 };
 
+// Whether gate_up can end with silu_and_mul, in one pass.
+bool is_gated(const Layer& p) { return p.dtype == TTS_BF16 && has_bf16_tiles() && p.F % kPanelColumns == 0; }
+
 // The scratch memory of this op; that of the ops that it calls is another.
 struct LayerScratch : Scratch {};
 
 Between take_scratch(const Layer& p) {
   const int64_t size = element_size(p.dtype), chunk = std::min(p.N, kChunk);
-  const int64_t bytes[] = {p.N * p.columns() * size, p.N * p.H * p.D * size, chunk * p.E * size,
-                           chunk * 2 * p.F * size,   chunk * p.F * size,     p.N * p.H * 4};
+  const int64_t bytes[] = {p.N * p.columns() * size, p.N * p.H * p.D * size,
+                           chunk * p.E * size,       is_gated(p) ? 0 : chunk * 2 * p.F * size,
+                           chunk * p.F * size,       p.N * p.H * 4};
   int64_t total = 0;
   for (int64_t part : bytes) total += round_up(part, 64);
   char* at = static_cast<char*>(thread_owned<LayerScratch>().take(total));
@@ -148,10 +152,10 @@ void attend(const Layer& p, const Between& b) {
                      p.items, p.scale, b.attended, b.lse));
 }
 
-// silu_and_mul of the gates and ups of `rows` rows, in one pass where a product can end with it.
+// silu_and_mul of the gates and ups of `rows` rows.
 void activate(const Layer& p, const Between& b, int64_t rows) {
   const tts_decoder_weights& w = p.weights;
-  if (p.dtype == TTS_BF16 && has_bf16_tiles() && p.F % kPanelColumns == 0 && rows > 0)
+  if (is_gated(p) && rows > 0 && p.F > 0)
     return linear_in_tiles({rows, 2 * p.F, p.E, p.E, b.rows, w.gate_up, w.gate_up_bias, b.activated, true});
   pass_on(tts_linear(p.dtype, rows, 2 * p.F, p.E, b.rows, p.E, w.gate_up, w.gate_up_bias, b.gate_up));
   pass_on(tts_silu_and_mul(p.dtype, rows, p.F, b.gate_up, 2 * p.F, b.activated));

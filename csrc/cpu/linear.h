@@ -1,5 +1,5 @@
-// What the implementations of linear share: the problem, checked by the launcher, the packed weight's order, and the two that
-// compute it.
+// What the implementations of linear share: the problem, checked by the launcher, the packed weight's order, and the three
+// that compute it.
 #pragma once
 
 #include <algorithm>
@@ -44,8 +44,8 @@ struct PaddedRows {
   }
 };
 
-// x in rows of E, padded to whole blocks once per call, and then body(x, m0, m1, panel): a thread takes consecutive panels, strip
-// by strip, and reads them from DRAM once per chunk of rows, which stays in L2.
+// x in rows of E, padded to whole blocks once per call, and then body(x, m0, m1, panel): a thread takes consecutive panels and
+// reads them from DRAM once per chunk of rows, which stays in L2.
 template <class E, class CopyRow, class Body>
 void for_each_panel(const Linear& p, CopyRow&& copy_row, Body&& body) {
   constexpr int64_t kChunkBytes = 1 << 20, kMinChunkRows = 64, kMaxChunkRows = 256;  // 1 MB is half of a usual L2

@@ -1,7 +1,7 @@
 // linear in bfloat16 on the AMX tile unit, and silu_and_mul of its result where the two halves of it are panels.
 //
-// Of few rows a thread takes consecutive panels of 16 columns of the output, of many its own rows and all panels: then no thread
-// reads what another has just written. Many rows meet a weight in two by two tiles; where they do not fit L2, k is cut into
+// Of few rows a thread takes consecutive panels of 16 columns of the output, of many its own rows and all panels, so that it
+// reads what it has just written itself. Many rows meet a weight in two by two tiles; where they do not fit L2, k is cut into
 // chunks whose x fits, and the sums wait in float32 in between. What is read next is on its way to L2 meanwhile. Invariant: an
 // element is summed over k in ascending blocks of 32; no other row or column and no chunk enters its bits.
 #include <atomic>
@@ -23,7 +23,7 @@ constexpr int64_t kParts = 8;             // of a thread's share, which others t
 constexpr int64_t kThreadRows = 64;       // from which a thread takes rows of its own and all of the weight
 constexpr int64_t kRowsAtOnce = 3;        // tiles of rows that are multiplied in one go: DRAM is what these wait for
 constexpr int64_t kChunkBytes = 1 << 20;  // of x: half of a usual L2
-constexpr int64_t kWaitingPanels = 32;    // of the output, whose sums wait for the next chunk: 512 KB at 256 rows
+constexpr int64_t kWaitingPanels = 32;    // of the output, whose sums wait for the next chunk: 512 KB at 256 rows, gated 1 MB
 constexpr int64_t kMaxLineStep = 8;       // power of two in a row's cache lines, of 64 sets: 8 of them for 16 rows of a tile
 
 // Rows and output panels that are computed without a break.
@@ -46,7 +46,7 @@ struct Cut {
     is_by_rows = threads > 1 && p.M >= kThreadRows * threads;
     const int64_t rows =
         std::min(is_by_rows ? in_blocks(tile_rows, 2 * threads) * 2 * kTileRows : tile_rows * kTileRows, kRowChunk);
-    num_chunks = is_many() ? in_blocks(rows * p.depth() * kPanelDepth * 2, kChunkBytes) : 1;
+    num_chunks = is_many() ? std::max<int64_t>(1, in_blocks(rows * p.depth() * kPanelDepth * 2, kChunkBytes)) : 1;
     chunk = std::max<int64_t>(1, in_blocks(p.depth(), num_chunks));
     num_chunks = std::max<int64_t>(1, in_blocks(p.depth(), chunk));
     // Where rows are many, this strip and the next, both in L2, are to leave room there for x.
@@ -54,6 +54,9 @@ struct Cut {
   }
 
   bool is_many() const { return tile_rows > kRowsAtOnce; }
+
+  // The sums of 32 rows of a strip.
+  int64_t block_sums(const Linear& p) const { return width * (p.is_gated ? 2 : 1) * 2 * kSum; }
 
   // One of the kParts parts of a thread's share: all of its rows, some of its panels.
   Share share(const Linear& p, int64_t thread, int64_t part) const {
@@ -68,7 +71,7 @@ struct Cut {
   }
 };
 
-// x as tiles are loaded from it: in place where its rows are whole blocks of k and those of a tile lie in different sets of L1,
+// x as tiles are loaded from it: in place where its rows are whole blocks of k and those of a tile spread over the sets of L1,
 // else copied chunk by chunk of k, with zeros behind K and M.
 struct Rows {
   const BF16* at;
@@ -135,9 +138,6 @@ TTS_TARGET_AMX void few_rows(const Linear& p, const Rows& x, const Strip& s, Wri
   writer.finish();
 }
 
-// The sums of 32 rows of a strip.
-constexpr int64_t kBlockSums = kStrip * 2 * kSum;
-
 struct Beside {
   NextStrip& next;
   Writer& writer;
@@ -159,9 +159,8 @@ TTS_TARGET_AMX void many_rows(const Linear& p, const Cut& cut, const Rows& x, co
   const auto ahead_of = [&](const BF16* const*, const BF16* const*) -> Beside& { return beside; };
   for (int64_t m = s.m0; m < s.m1; m += 2 * kTileRows) {
     const int64_t rows = std::min(2 * kTileRows, s.m1 - m), tiles = rows > kTileRows ? 2 : 1;
-    float* to = cut.num_chunks > 1      ? sums + (m - s.m0) / (2 * kTileRows) * kBlockSums
-                : writer.sums() == sums ? sums + kBlockSums
-                                        : sums;
+    const int64_t turn = cut.num_chunks > 1 ? (m - s.m0) / (2 * kTileRows) : writer.sums() == sums;
+    float* to = sums + turn * cut.block_sums(p);
     if (writer.sums() == to) writer.finish();
     if (tiles == 2)
       rows_of_tiles<2>(x.row(s.chunk, m), x.stride, panels, s.next, depth, s.chunk == 0, ahead_of, to);
@@ -209,7 +208,7 @@ void linear_in_tiles(const Linear& p) {
   const bool is_parallel = p.M * p.N * p.K > kParallelWork;
   const Cut cut(p, is_parallel ? max_threads() : 1);
   const int64_t copied = Rows::copied_bytes(p, cut), blocks = std::min(in_blocks(cut.tile_rows, 2), kRowChunk / (2 * kTileRows));
-  const int64_t strip_sums = (cut.num_chunks > 1 ? blocks : 2) * kBlockSums;
+  const int64_t strip_sums = (cut.num_chunks > 1 ? blocks : 2) * cut.block_sums(p);
   const int64_t thread_sums = (cut.num_chunks > 1 ? kWaitingPanels / cut.width : 1) * strip_sums;
   char* scratch = static_cast<char*>(thread_owned<Scratch>().take(copied + cut.threads * thread_sums * 4));
   const Rows x(p, cut, scratch);

@@ -129,11 +129,11 @@ def decoder_cases():
         leaves = [x for x in depth_first_leaves(tree) if tree.length[x]]
         return decoder_case(dtype, tree, leaves, [1] * len(leaves), seed=seed, **settings)
 
-    def prefill(dtype, width):
+    def prefill(dtype, size, width):
         tree = Tree(16, 40)
         root = tree.add(-1, 21)
         leaves = [tree.add(root, 290), tree.add(root, 7, start=3)]
-        return decoder_case(dtype, tree, leaves, [270, 3], (2, 1, 16), (24, width, 16))
+        return decoder_case(dtype, tree, leaves, [270, 3], (2, 1, 16), (size, width, 16))
 
     def no_tokens(dtype):
         tree = Tree(4, 4)
@@ -144,6 +144,7 @@ def decoder_cases():
     yield "qwen3", partial(decode, seed=2, heads=(4, 4, 40), sizes=(64, 96, 40), is_qwen=(False, True))
     yield "part-of-a-head-is-rotated", partial(decode, seed=3, heads=(2, 1, 64), sizes=(40, 32, 16), is_qwen=(True, True))
     yield "one-layer", partial(decode, seed=4, heads=(3, 3, 8), sizes=(16, 16, 8), num_layers=1)
-    yield "prefill-of-more-rows-than-a-chunk", partial(prefill, width=40)
-    yield "prefill-with-gates-in-whole-panels", partial(prefill, width=48)
+    yield "prefill-of-more-rows-than-a-chunk", partial(prefill, size=24, width=40)
+    yield "prefill-with-gates-in-whole-panels", partial(prefill, size=24, width=48)
+    yield "prefill-of-wide-rows", partial(prefill, size=4128, width=48)
     yield "no-tokens", no_tokens

@@ -1,5 +1,6 @@
-"""Indices out of range are refused by the C ABI as well, with the argument, its value and the allowed range."""
+"""Values at their limits. Indices out of range are refused by the C ABI as well, with the argument, its value and the range."""
 
+import math
 import re
 
 import pytest
@@ -100,6 +101,20 @@ def test_a_head_dim_that_the_kernel_cannot_take_is_refused(dim):
     pages, spans, items = torch.zeros(1, 1, 4, dim), i32([[0, 0, 1]]), i32([[0, 1, 0]])
     with pytest.raises(ValueError, match=f"attend: head dim must be a multiple of 8 up to 256, got {dim}"):
         tts_kernels.attend(torch.zeros(1, 1, dim), pages, pages, spans, i32([0, 1]), items, 1.0, backend="native")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "query, key, scale", [(400, -400, 0.125), (400, 400, 0.125), (1, 1, 0.0), (3000, 5000, 0.125), (-1, 1, 1e-34)]
+)
+def test_equal_scores_give_the_mean_however_large_they_are(dtype, query, key, scale):
+    q, keys = torch.full((1, 1, 64), query, dtype=dtype), torch.full((1, 1, 8, 64), key, dtype=dtype)
+    values = torch.arange(8, dtype=dtype).repeat_interleave(64).view(1, 1, 8, 64)
+    spans, indptr, items = (torch.tensor(x, dtype=torch.int32) for x in ([[0, 1, 5]], [0, 1], [[0, 1, 0]]))
+    out, lse = tts_kernels.attend(q, keys, values, spans, indptr, items, scale, backend="native")
+    assert torch.equal(out, torch.full_like(out, 3))
+    score = scale * 64.0 * float(q[0, 0, 0]) * float(keys[0, 0, 0, 0])
+    assert float(lse) == pytest.approx(score + math.log(5), rel=1e-6)
 
 
 def test_written_pages_must_have_a_dense_last_dim():

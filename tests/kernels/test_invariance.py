@@ -37,7 +37,19 @@ def same_bits(a, b):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("m, n, k", [(300, 130, 64), (64, 48, 48), (33, 17, 389), (70, 1100, 9000), (321, 3296, 40)])
+@pytest.mark.parametrize(
+    "m, n, k",
+    [
+        (300, 130, 64),
+        (64, 48, 48),
+        (33, 17, 389),
+        (70, 1100, 9000),
+        (321, 3296, 40),
+        (336, 600, 4128),
+        (273, 569, 4100),
+        (70, 21, 0),
+    ],
+)
 def test_a_row_of_linear_has_the_same_bits_in_every_batch(dtype, m, n, k):
     x, weight, bias = normal((m, k), dtype), normal((n, k), dtype, 1), normal((n,), dtype, 2)
     packed = pack(weight)
