@@ -128,9 +128,8 @@ typedef struct {
 /* L layers of a decoder over the pages: for each the ops above in turn, with their bits.
  *   x = rms_norm(hidden); q, k, v = linear(x), q and k through their norms where they have some, and through rope; append; attend
  *   y = hidden + linear(attend); hidden = y + linear(silu_and_mul(linear(rms_norm(y))))
- *   hidden, out T[N,E]; cos, sin T[N,R] with rows *_stride apart; R <= D; keys, values T[L,P,G,S,D] with layers *_layer apart;
- * all else as in those ops
- * Bytes: the weights as in tts_linear, once per 256 rows, and those of attend. */
+ *   hidden, out T[N,E]; cos, sin T[N,R] with rows *_stride apart; R <= D; keys, values T[L,P,G,S,D] with layers *_layer apart
+ * All else is as in those ops. Bytes: the weights as in tts_linear, once per 256 rows, and those of attend. */
 TTS_API int tts_decoder(int dtype, int64_t L, int64_t N, int64_t E, int64_t F, int64_t H, int64_t G, int64_t D, int64_t R,
                         int64_t P, int64_t S, int64_t num_spans, int64_t W, const void* hidden, const void* cos,
                         int64_t cos_stride, const void* sin, int64_t sin_stride, void* keys, int64_t keys_layer,

@@ -318,32 +318,23 @@ class Task {
   void meet(const Block& block) {
     View views[3];
     const int64_t begin = block.first_tile, end = block.last_tile;
-    look(tile(begin), block, &views[0]);
-    products_.begin();
-    products_.add(scores_of(tile(begin), views[0], scores_[0]));
-    products_.finish();
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t at = (i - begin) % 2;
-      const View &before = views[(i - begin + 2) % 3], &here = views[(i - begin) % 3];
-      View& following = views[(i - begin + 1) % 3];
+    const auto view = [&](int64_t i) -> View& { return views[(i - begin) % 3]; };
+    const auto turn = [&](int64_t i) { return (i - begin) % 2; };
+    for (int64_t i = begin - 1; i <= end; ++i) {
       products_.begin();
-      if (i > begin) products_.add(sums_of(tile(i - 1), before, weights_[1 - at]));
+      if (i > begin) products_.add(sums_of(tile(i - 1), view(i - 1), weights_[turn(i - 1)]));
       if (i + 1 < end) {
-        look(tile(i + 1), block, &following);
-        products_.add(scores_of(tile(i + 1), following, scores_[1 - at]));
+        look(tile(i + 1), block, &view(i + 1));
+        products_.add(scores_of(tile(i + 1), view(i + 1), scores_[turn(i + 1)]));
       }
-      if (here.tokens > 0) weigh_tile(tile(i), here, scores_[at], weights_[at]);
+      if (i >= begin && i < end) weigh_tile(tile(i), view(i), scores_[turn(i)], weights_[turn(i)]);
       products_.finish();
-      if (i > begin && num_odd_ > 0) add_odd_values(tile(i - 1), before.sees, weights_[1 - at]);
+      if (i > begin && num_odd_ > 0) add_odd_values(tile(i - 1), view(i - 1).sees, weights_[turn(i - 1)]);
     }
-    const int64_t last = end - 1 - begin;
-    products_.begin();
-    products_.add(sums_of(tile(end - 1), views[last % 3], weights_[last % 2]));
-    products_.finish();
-    if (num_odd_ > 0) add_odd_values(tile(end - 1), views[last % 3].sees, weights_[last % 2]);
   }
 
   TTS_TARGET_AMX void weigh_tile(const Tile& tile, const View& view, float* scores, BF16* weights) {
+    if (view.tokens == 0) return;
     const float factor = std::max(std::fabs(p_.scale) * kLog2E, FLT_MIN);  // what is hidden is -inf, which 0 would make NaN
     const __m512i sees = _mm512_load_si512(view.sees);
     const __m512 most =

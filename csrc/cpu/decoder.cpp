@@ -155,8 +155,7 @@ void attend(const Layer& p, const Between& b) {
 // silu_and_mul of the gates and ups of `rows` rows.
 void activate(const Layer& p, const Between& b, int64_t rows) {
   const tts_decoder_weights& w = p.weights;
-  if (is_gated(p) && rows > 0 && p.F > 0)
-    return linear_in_tiles({rows, 2 * p.F, p.E, p.E, b.rows, w.gate_up, w.gate_up_bias, b.activated, true});
+  if (is_gated(p)) return linear_in_tiles({rows, 2 * p.F, p.E, p.E, b.rows, w.gate_up, w.gate_up_bias, b.activated, true});
   pass_on(tts_linear(p.dtype, rows, 2 * p.F, p.E, b.rows, p.E, w.gate_up, w.gate_up_bias, b.gate_up));
   pass_on(tts_silu_and_mul(p.dtype, rows, p.F, b.gate_up, 2 * p.F, b.activated));
 }

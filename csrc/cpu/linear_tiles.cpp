@@ -1,12 +1,14 @@
 // linear in bfloat16 on the AMX tile unit, and silu_and_mul of its result where the two halves of it are panels.
 //
 // Of few rows a thread takes consecutive panels of 16 columns of the output, of many its own rows and all panels, so that it
-// reads what it has just written itself. Many rows meet a weight in two by two tiles; where they do not fit L2, k is cut into
-// chunks whose x fits, and the sums wait in float32 in between. What is read next is on its way to L2 meanwhile. Invariant: an
-// element is summed over k in ascending blocks of 32; no other row or column and no chunk enters its bits.
+// reads what it has just written itself; one that is done goes on with what a slower one has not begun. Many rows meet a weight
+// in two by two tiles; where they do not fit L2, k is cut into chunks whose x fits, and the sums wait in float32 in between. What
+// is read next is on its way to L2 meanwhile.
+//
+// Invariant: an element is summed over k in ascending blocks of 32; no other row or column and no chunk enters its bits.
 #include <atomic>
 #include <cstring>
-#include <memory>
+#include <vector>
 
 #include "common/tiles.h"
 #include "cpu/linear.h"
@@ -54,6 +56,9 @@ struct Cut {
   }
 
   bool is_many() const { return tile_rows > kRowsAtOnce; }
+
+  // Whether sums wait for the next chunk.
+  bool waits() const { return num_chunks > 1; }
 
   // The sums of 32 rows of a strip.
   int64_t block_sums(const Linear& p) const { return width * (p.is_gated ? 2 : 1) * 2 * kSum; }
@@ -159,7 +164,7 @@ TTS_TARGET_AMX void many_rows(const Linear& p, const Cut& cut, const Rows& x, co
   const auto ahead_of = [&](const BF16* const*, const BF16* const*) -> Beside& { return beside; };
   for (int64_t m = s.m0; m < s.m1; m += 2 * kTileRows) {
     const int64_t rows = std::min(2 * kTileRows, s.m1 - m), tiles = rows > kTileRows ? 2 : 1;
-    const int64_t turn = cut.num_chunks > 1 ? (m - s.m0) / (2 * kTileRows) : writer.sums() == sums;
+    const int64_t turn = cut.waits() ? (m - s.m0) / (2 * kTileRows) : writer.sums() == sums;
     float* to = sums + turn * cut.block_sums(p);
     if (writer.sums() == to) writer.finish();
     if (tiles == 2)
@@ -184,7 +189,7 @@ void strip_of_tiles(const Linear& p, const Cut& cut, const Rows& x, const Strip&
 // The strips of a thread's share: for each chunk of rows and some panels, chunk after chunk of k.
 template <class Body>
 void for_each_strip(const Linear& p, const Cut& cut, const Share& share, Body&& body) {
-  const int64_t most = cut.num_chunks > 1 ? kWaitingPanels : std::max<int64_t>(1, share.panel1 - share.panel0);
+  const int64_t most = cut.waits() ? kWaitingPanels : std::max<int64_t>(1, share.panel1 - share.panel0);
   const auto panels = [&](int64_t panel, int64_t last, int64_t chunk) {
     return panels_of(p, panel, std::min(cut.width, last - panel), chunk * cut.chunk);
   };
@@ -208,11 +213,11 @@ void linear_in_tiles(const Linear& p) {
   const bool is_parallel = p.M * p.N * p.K > kParallelWork;
   const Cut cut(p, is_parallel ? max_threads() : 1);
   const int64_t copied = Rows::copied_bytes(p, cut), blocks = std::min(in_blocks(cut.tile_rows, 2), kRowChunk / (2 * kTileRows));
-  const int64_t strip_sums = (cut.num_chunks > 1 ? blocks : 2) * cut.block_sums(p);
-  const int64_t thread_sums = (cut.num_chunks > 1 ? kWaitingPanels / cut.width : 1) * strip_sums;
+  const int64_t strip_sums = (cut.waits() ? blocks : 2) * cut.block_sums(p);
+  const int64_t thread_sums = (cut.waits() ? kWaitingPanels / cut.width : 1) * strip_sums;
   char* scratch = static_cast<char*>(thread_owned<Scratch>().take(copied + cut.threads * thread_sums * 4));
   const Rows x(p, cut, scratch);
-  const std::unique_ptr<Taken[]> taken(new Taken[static_cast<size_t>(cut.threads)]);
+  std::vector<Taken> taken(static_cast<size_t>(cut.threads));
 #pragma omp parallel num_threads(static_cast<int>(cut.threads)) if (cut.threads > 1)
   {
     if (copied > 0) {
@@ -224,9 +229,10 @@ void linear_in_tiles(const Linear& p) {
     Writer writer(p);
     for (int64_t i = 0; i < cut.threads; ++i) {
       const int64_t owner = (thread_index() + i) % cut.threads;
-      for (int64_t part; (part = taken[owner].parts.fetch_add(1, std::memory_order_relaxed)) < kParts;)
+      std::atomic<int64_t>& parts = taken[static_cast<size_t>(owner)].parts;
+      for (int64_t part; (part = parts.fetch_add(1, std::memory_order_relaxed)) < kParts;)
         for_each_strip(p, cut, cut.share(p, owner, part), [&](const Strip& s, int64_t panel) {
-          strip_of_tiles(p, cut, x, s, sums + (cut.num_chunks > 1 ? panel / cut.width * strip_sums : 0), writer);
+          strip_of_tiles(p, cut, x, s, sums + (cut.waits() ? panel / cut.width * strip_sums : 0), writer);
         });
     }
     writer.finish();

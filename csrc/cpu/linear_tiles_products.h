@@ -56,12 +56,12 @@ class NextBlocks {
 class NextStrip {
  public:
   NextStrip(const Panels& next, int64_t num_blocks, int64_t num_steps) {
-    const int64_t each = std::max<int64_t>(1, kPlaces / std::max<int64_t>(1, next.count));
+    const int64_t each = kPlaces / next.count;
     const int64_t pairs = in_blocks(num_blocks * kBlockSize / 64, each);
     for (int64_t panel = 0; panel < next.count; ++panel)
       for (int64_t i = 0; i < each; ++i) places_[num_places_++] = next.at[panel] + i * pairs * 64;
     left_ = pairs * num_places_;
-    count_ = in_blocks(left_, std::max<int64_t>(1, num_steps));
+    count_ = in_blocks(left_, num_steps);
   }
 
   TTS_INLINE void step() {

@@ -110,11 +110,19 @@ def test_a_head_dim_that_the_kernel_cannot_take_is_refused(dim):
 def test_equal_scores_give_the_mean_however_large_they_are(dtype, query, key, scale):
     q, keys = torch.full((1, 1, 64), query, dtype=dtype), torch.full((1, 1, 8, 64), key, dtype=dtype)
     values = torch.arange(8, dtype=dtype).repeat_interleave(64).view(1, 1, 8, 64)
-    spans, indptr, items = (torch.tensor(x, dtype=torch.int32) for x in ([[0, 1, 5]], [0, 1], [[0, 1, 0]]))
-    out, lse = tts_kernels.attend(q, keys, values, spans, indptr, items, scale, backend="native")
+    plan = i32([[0, 1, 5]]), i32([0, 1]), i32([[0, 1, 0]])
+    out, lse = tts_kernels.attend(q, keys, values, *plan, scale, backend="native")
     assert torch.equal(out, torch.full_like(out, 3))
     score = scale * 64.0 * float(q[0, 0, 0]) * float(keys[0, 0, 0, 0])
     assert float(lse) == pytest.approx(score + math.log(5), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_heads_without_elements_have_equal_scores(dtype):
+    pages = torch.zeros(1, 1, 8, 0, dtype=dtype)
+    plan = i32([[0, 1, 5]]), i32([0, 1]), i32([[0, 1, 0]])
+    _, lse = tts_kernels.attend(torch.zeros(1, 1, 0, dtype=dtype), pages, pages, *plan, 1.0, backend="native")
+    assert float(lse) == pytest.approx(math.log(5), rel=1e-6)
 
 
 def test_written_pages_must_have_a_dense_last_dim():
