@@ -14,6 +14,7 @@ namespace {
 
 constexpr int64_t kStageBlocks = 32;  // of a panel: what is asked for at a time
 constexpr int64_t kPlaces = 8;        // read from DRAM at once: one alone leaves the prefetcher idle at every 4 KB
+constexpr int64_t kSoon = 2;          // blocks until what L2 holds is to be in L1
 constexpr int64_t kSum = kTileRows * kPanelColumns;
 
 // Panels of the weight from some block of k on; behind `count` the last one again.
@@ -52,30 +53,50 @@ class NextBlocks {
 };
 
 // Asks for the next strip bit by bit while all rows are multiplied with this one: reading and multiplying take turns otherwise.
-// Every other line is enough, the other half of its 128 bytes comes along.
+// Of each page it asks for the first lines, from which the machine's prefetcher goes on: what is asked for occupies a buffer
+// until it comes from DRAM, and the loads of the product at hand need those buffers.
 class NextStrip {
  public:
-  NextStrip(const Panels& next, int64_t num_blocks, int64_t num_steps) {
-    const int64_t each = kPlaces / next.count;
-    const int64_t pairs = in_blocks(num_blocks * kBlockSize / 64, each);
-    for (int64_t panel = 0; panel < next.count; ++panel)
-      for (int64_t i = 0; i < each; ++i) places_[num_places_++] = next.at[panel] + i * pairs * 64;
-    left_ = pairs * num_places_;
-    count_ = in_blocks(left_, num_steps);
+  NextStrip(const Panels& next, int64_t num_blocks, int64_t num_steps) : next_(next), panel_bytes_(num_blocks * kBlockSize * 2) {
+    begin_panel();
+    count_ = in_blocks(next.count * (panel_bytes_ / kPage + 2) * kFirstLines, num_steps);
   }
 
   TTS_INLINE void step() {
-    for (int64_t i = std::min(count_, left_); i > 0; --i) {
-      __builtin_prefetch(places_[place_] + at_, 0, 2);
-      if (++place_ == num_places_) place_ = 0, at_ += 64;
+    for (int64_t i = count_; i > 0 && panel_ < next_.count; --i) {
+      __builtin_prefetch(at_, 0, 2);
+      at_ += kLine;
+      if (--left_ == 0) begin_page();
     }
-    left_ -= std::min(count_, left_);
   }
 
  private:
-  const BF16* places_[kPlaces];
-  int64_t num_places_ = 0, place_ = 0, at_ = 0, left_, count_;
+  static constexpr int64_t kLine = 64, kPage = 4096, kFirstLines = 12;
+
+  void begin_panel() {
+    at_ = reinterpret_cast<const char*>(next_.at[panel_]);
+    end_ = at_ + panel_bytes_;
+    left_ = kFirstLines;
+  }
+
+  void begin_page() {
+    at_ += kPage - reinterpret_cast<std::uintptr_t>(at_) % kPage;
+    left_ = kFirstLines;
+    if (at_ >= end_ && ++panel_ < next_.count) begin_panel();
+  }
+
+  const Panels& next_;
+  const int64_t panel_bytes_;
+  int64_t panel_ = 0, left_ = 0, count_;
+  const char *at_ = nullptr, *end_ = nullptr;
 };
+
+// Asks for a quarter of a block, to be in L1 when it is loaded.
+template <int QUARTER>
+TTS_INLINE void ask_for_quarter(const BF16* block) {
+  for (int i = 0; i < 4; ++i) __builtin_prefetch(block + (4 * QUARTER + i) * 32, 0, 3);
+  apart<4>();
+}
 
 // sums[p][0:16*ROWS] += x[0:16*ROWS] @ panels[p], or = for the first blocks of k: ROWS x PANELS <= 4 tiles of sums.
 template <int ROWS, int PANELS, class Ahead>
@@ -97,31 +118,56 @@ TTS_TARGET_AMX inline void multiply_tiles(const BF16* x, int64_t x_stride, const
     ahead.step();
     if constexpr (PANELS == 4) {
       _tile_loadd(4, x, row_bytes);
+      apart();
       _tile_loadd(5, panels[0] + at, 64);
+      apart();
       _tile_dpbf16ps(0, 4, 5);
+      apart();
       _tile_loadd(6, panels[1] + at, 64);
+      apart();
       _tile_dpbf16ps(1, 4, 6);
+      apart();
       _tile_loadd(7, panels[2] + at, 64);
+      apart();
       _tile_dpbf16ps(2, 4, 7);
+      apart();
       _tile_loadd(5, panels[3] + at, 64);
+      apart();
       _tile_dpbf16ps(3, 4, 5);
+      apart();
     } else if constexpr (PANELS == 2) {
+      const BF16 *soon0 = panels[0] + at + kSoon * kBlockSize, *soon1 = panels[1] + at + kSoon * kBlockSize;
       _tile_loadd(4, x, row_bytes);
+      ask_for_quarter<0>(soon0);
       _tile_loadd(6, panels[0] + at, 64);
+      ask_for_quarter<1>(soon0);
       _tile_dpbf16ps(0, 4, 6);
+      ask_for_quarter<2>(soon0);
       _tile_loadd(5, x + tile_size, row_bytes);
+      ask_for_quarter<3>(soon0);
       _tile_dpbf16ps(1, 5, 6);
+      ask_for_quarter<0>(soon1);
       _tile_loadd(7, panels[1] + at, 64);
+      ask_for_quarter<1>(soon1);
       _tile_dpbf16ps(2, 4, 7);
+      ask_for_quarter<2>(soon1);
       _tile_dpbf16ps(3, 5, 7);
+      ask_for_quarter<3>(soon1);
     } else {
       _tile_loadd(6, panels[0] + at, 64);
+      apart();
       _tile_loadd(4, x, row_bytes);
+      apart();
       _tile_dpbf16ps(0, 4, 6);
+      apart();
       _tile_loadd(5, x + tile_size, row_bytes);
+      apart();
       _tile_dpbf16ps(1, 5, 6);
+      apart();
       _tile_loadd(7, x + 2 * tile_size, row_bytes);
+      apart();
       _tile_dpbf16ps(2, 7, 6);
+      apart();
     }
   }
   _tile_stored(0, sums, 64);
