@@ -23,7 +23,7 @@ namespace {
 constexpr int64_t kRowChunk = 256;        // rows for which a weight is read once
 constexpr int64_t kParts = 8;             // of a thread's share, which others take over when their own are done
 constexpr int64_t kThreadRows = 64;       // from which a thread takes rows of its own and all of the weight
-constexpr int64_t kRowsAtOnce = 3;        // tiles of rows that are multiplied in one go: DRAM is what these wait for
+constexpr int64_t kRowsAtOnce = 2;        // tiles of rows that are multiplied in one go: DRAM is what these wait for
 constexpr int64_t kChunkBytes = 1 << 20;  // of x: half of a usual L2
 constexpr int64_t kWaitingPanels = 32;    // of the output, whose sums wait for the next chunk: 512 KB at 256 rows, gated 1 MB
 constexpr int64_t kMaxLineStep = 8;       // power of two in a row's cache lines, of 64 sets: 8 of them for 16 rows of a tile
@@ -52,7 +52,7 @@ struct Cut {
     chunk = std::max<int64_t>(1, in_blocks(p.depth(), num_chunks));
     num_chunks = std::max<int64_t>(1, in_blocks(p.depth(), chunk));
     // Where rows are many, this strip and the next, both in L2, are to leave room there for x.
-    width = p.is_gated || (is_many() && p.depth() > 64) ? kStrip / 2 : kStrip;
+    width = p.is_gated || (tile_rows > 3 && p.depth() > 64) ? kStrip / 2 : kStrip;
   }
 
   bool is_many() const { return tile_rows > kRowsAtOnce; }
@@ -129,16 +129,12 @@ struct Strip {
   Panels next;  // what comes after it
 };
 
-// Up to three tiles of rows, in one go.
+// One or two tiles of rows, in one go.
 template <int ROWS>
 TTS_TARGET_AMX void few_rows(const Linear& p, const Rows& x, const Strip& s, Writer& writer) {
   alignas(64) float sums[kStrip * ROWS * kSum];
-  rows_of_tiles<ROWS>(
-      x.row(0, s.m0), x.stride, panels_of(p, s.panel, s.count, 0), s.next, p.depth(), true,
-      [&](const BF16* const* panels, const BF16* const* behind) {
-        return NextBlocks<panels_beside(ROWS)>(panels, p.depth(), behind);
-      },
-      sums);
+  NextStrip next(s.next, p.depth(), std::max<int64_t>(1, in_blocks(s.count, panels_beside(ROWS)) * p.depth()));
+  rows_of_tiles<ROWS>(x.row(0, s.m0), x.stride, panels_of(p, s.panel, s.count, 0), p.depth(), true, next, sums);
   writer.begin(sums, ROWS * kSum, s.m0, s.m1 - s.m0, s.panel, s.count, 1);
   writer.finish();
 }
@@ -161,16 +157,15 @@ TTS_TARGET_AMX void many_rows(const Linear& p, const Cut& cut, const Rows& x, co
   const int64_t steps = std::max<int64_t>(1, in_blocks(panels.count, 2) * depth);
   NextStrip next(s.next, depth, in_blocks(s.m1 - s.m0, 2 * kTileRows) * steps);
   Beside beside{next, writer};
-  const auto ahead_of = [&](const BF16* const*, const BF16* const*) -> Beside& { return beside; };
   for (int64_t m = s.m0; m < s.m1; m += 2 * kTileRows) {
     const int64_t rows = std::min(2 * kTileRows, s.m1 - m), tiles = rows > kTileRows ? 2 : 1;
     const int64_t turn = cut.waits() ? (m - s.m0) / (2 * kTileRows) : writer.sums() == sums;
     float* to = sums + turn * cut.block_sums(p);
     if (writer.sums() == to) writer.finish();
     if (tiles == 2)
-      rows_of_tiles<2>(x.row(s.chunk, m), x.stride, panels, s.next, depth, s.chunk == 0, ahead_of, to);
+      rows_of_tiles<2>(x.row(s.chunk, m), x.stride, panels, depth, s.chunk == 0, beside, to);
     else
-      rows_of_tiles<1>(x.row(s.chunk, m), x.stride, panels, s.next, depth, s.chunk == 0, ahead_of, to);
+      rows_of_tiles<1>(x.row(s.chunk, m), x.stride, panels, depth, s.chunk == 0, beside, to);
     if (s.chunk + 1 < cut.num_chunks) continue;
     writer.finish();
     writer.begin(to, tiles * kSum, m, rows, s.panel, s.count, steps);
@@ -179,11 +174,8 @@ TTS_TARGET_AMX void many_rows(const Linear& p, const Cut& cut, const Rows& x, co
 
 void strip_of_tiles(const Linear& p, const Cut& cut, const Rows& x, const Strip& s, float* sums, Writer& writer) {
   if (cut.is_many()) return many_rows(p, cut, x, s, sums, writer);
-  switch (cut.tile_rows) {
-    case 1: return few_rows<1>(p, x, s, writer);
-    case 2: return few_rows<2>(p, x, s, writer);
-    default: return few_rows<3>(p, x, s, writer);
-  }
+  if (cut.tile_rows == 1) return few_rows<1>(p, x, s, writer);
+  few_rows<2>(p, x, s, writer);
 }
 
 // The strips of a thread's share: for each chunk of rows and some panels, chunk after chunk of k.
