@@ -1,6 +1,7 @@
 """Which parts of a transformers model are replaced, and that what replaces them computes the same."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -107,6 +108,31 @@ def test_a_model_computes_the_same_with_its_parts_replaced(architecture, dtype):
     cache = DynamicCache(config=stock.config)
     steps = [ours.base_model(x, past_key_values=cache).last_hidden_state for x in tokens.split((6, 1, 4), 1)]
     torch.testing.assert_close(torch.cat(steps, 1), expected, atol=atol, rtol=0)
+
+
+def wrapped(function):
+    """As transformers wraps a forward of which an argument was renamed."""
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return call
+
+
+class WrappedMLP(LlamaMLP):
+    forward = wrapped(LlamaMLP.forward)
+
+
+class WrappedOtherMLP(LlamaMLP):
+    @wrapped
+    def forward(self, x):
+        return self.down_proj(self.gate_proj(x) * self.up_proj(x))
+
+
+@pytest.mark.parametrize("part, is_replaced", [(WrappedMLP, True), (WrappedOtherMLP, False)])
+def test_a_wrapped_forward_is_known_by_what_it_wraps(part, is_replaced):
+    assert (type(swapped(part(LlamaConfig(**SIZES)))) is GatedMLP) == is_replaced
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -77,14 +77,18 @@ class Attention(nn.Module):
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
+        cache: Any = None,
         past_key_values: Any = None,
         **more: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """[B,T,E] and the cosines and sines of the positions, [B,T,D] or [1,T,D] -> [B,T,E], and the weights or None."""
+        """[B,T,E] and the cosines and sines of the positions, [B,T,D] or [1,T,D] -> [B,T,E], and the weights or None.
+
+        `past_key_values` is what transformers called `cache` before version 5.24.
+        """
         shape = hidden_states.shape[:-1]
         q, k, v = (x.transpose(1, 2) for x in self._rotated(self.qkv(hidden_states), *position_embeddings))
-        if past_key_values is not None:
-            k, v = past_key_values.update(k, v, self.layer_idx)
+        if (cache := past_key_values if cache is None else cache) is not None:
+            k, v = cache.update(k, v, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
         out, weights = attend(self, q, k, v, attention_mask, scaling=self.scaling, **more)
         return self.o_proj(out.reshape(*shape, -1)), weights

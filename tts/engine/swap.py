@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -81,7 +82,7 @@ def _is_attention(module: Any) -> bool:
 
     GLM's, Ernie's and Helium's are the same code and mean another RoPE by the names that they call.
     """
-    forward = type(module).forward
+    forward = inspect.unwrap(type(module).forward)
     if not any(_does_the_same(forward, x.forward) for x in ATTENTIONS):
         return False
     turn = forward.__globals__["apply_rotary_pos_emb"]
@@ -114,7 +115,10 @@ def _head_norms(attention: Any) -> tuple[Any, Any]:
 
 
 def _does_the_same(forward: Callable, standard: Callable) -> bool:
-    """The two functions are the same code: transformers writes the parts that models share out in each model's file."""
-    codes = [getattr(x, "__code__", None) for x in (forward, standard)]
+    """The two functions are the same code: transformers writes the parts that models share out in each model's file.
+
+    What they are wrapped in (a renamed argument, from transformers 5.24 on) has the same code for all, and is looked through.
+    """
+    codes = [getattr(inspect.unwrap(x), "__code__", None) for x in (forward, standard)]
     one, other = [(c.co_code, c.co_names, c.co_consts) if c is not None else None for c in codes]
     return one is not None and one == other
