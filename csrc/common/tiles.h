@@ -27,7 +27,8 @@ constexpr int64_t kTileDepth = 32;  // bfloat16 of a left tile's row
 constexpr int64_t kTileBytes = 1024;
 
 // Instructions between two that write tiles, which hold up the core where they follow each other at once: of two by two tiles out
-// of L2 a product took 12.8 ns, eight instructions apart 9.4; on a shared machine whose tile unit is slow at times, 34 and 21 then.
+// of L2 a product took 12.8 ns, eight instructions apart 9.4; on a shared machine whose tile unit is slow at times, 34 and 21
+// then.
 template <int COUNT = 8>
 inline __attribute__((always_inline)) void apart() {
   __asm__ volatile(".rept %c0\n\tnop\n\t.endr" : : "i"(COUNT));
