@@ -26,9 +26,7 @@ constexpr int64_t kTileRows = 16;   // of a left tile and of a sum
 constexpr int64_t kTileDepth = 32;  // bfloat16 of a left tile's row
 constexpr int64_t kTileBytes = 1024;
 
-// Instructions between two that write tiles, which hold up the core where they follow each other at once: of two by two tiles out
-// of L2 a product took 12.8 ns, eight instructions apart 9.4; on a shared machine whose tile unit is slow at times, 34 and 21
-// then.
+// Instructions between two that write tiles: where those follow each other at once they hold up the core.
 template <int COUNT = 8>
 inline __attribute__((always_inline)) void apart() {
   __asm__ volatile(".rept %c0\n\tnop\n\t.endr" : : "i"(COUNT));

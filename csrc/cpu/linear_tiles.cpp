@@ -51,7 +51,7 @@ struct Cut {
     num_chunks = is_many() ? std::max<int64_t>(1, in_blocks(rows * p.depth() * kPanelDepth * 2, kChunkBytes)) : 1;
     chunk = std::max<int64_t>(1, in_blocks(p.depth(), num_chunks));
     num_chunks = std::max<int64_t>(1, in_blocks(p.depth(), chunk));
-    // Where rows are many, this strip and the next, both in L2, are to leave room there for x.
+    // This strip and the next, both in L2, are to leave room there for x, which needs it from four tiles of rows on.
     width = p.is_gated || (tile_rows > 3 && p.depth() > 64) ? kStrip / 2 : kStrip;
   }
 
