@@ -17,7 +17,8 @@ def attend(q, keys, values, spans, item_indptr, items, scale, *, out, lse):
     Work item `w` = (q0, q1, is_causal) with the spans `item_indptr[w]:item_indptr[w+1]`, each (page, first slot, count): its
     tokens in order. Queries q0..q1-1 see all tokens of the item; under `is_causal` query j does not see the last q1-1-j.
     A query's context is the items that cover it, in order; query head h reads KV head h*G//H. A query that no item covers
-    gets out 0, lse -inf. lse is the natural log of the softmax denominator of the scaled scores.
+    gets out 0, lse -inf. lse is the natural log of the softmax denominator of the scaled scores; in bfloat16 a backend may sum
+    the weights that it multiplies with the values, rounded to bfloat16: then lse is off by up to 2^-8.
 
     Items are nested, as `plan` makes them: sorted by q0, outer before inner, and of two that share a query one covers all of
     the other's; nothing lies inside a causal one. So all queries of an item have the same tokens before it.

@@ -23,6 +23,7 @@
 #include "cpu/attend_bf16_layout.h"
 #include "cpu/attend_bf16_products.h"
 #include "cpu/attend_bf16_segments.h"
+#include "cpu/attend_bf16_weights.h"
 
 #if TTS_HAS_X86_BF16
 
@@ -40,50 +41,20 @@ struct Tile {
   BF16* queries;   // [D / 2][16][2], D in whole chunks of 32
   float* sums;     // [D][16]
   float* maximum;  // [16] powers of two that the weights are relative to; -inf: no token yet
-  float* total;    // [2][16] sums of the weights at even and at odd positions
+  float* total;    // [2][16] sums of the weights at even and at odd pairs of positions
   int32_t* query;  // [16] the query of each lane, -1: none
+  float* largest;  // [1] magnitude of the queries
 
-  static int64_t bytes(int64_t dim) { return round_up(dim, 32) * 32 + round_up(dim, 16) * 64 + 4 * 64; }
+  static int64_t bytes(int64_t dim) { return round_up(dim, 32) * 32 + round_up(dim, 16) * 64 + 5 * 64; }
 
   Tile(char* memory, int64_t dim)
       : queries(reinterpret_cast<BF16*>(memory)),
         sums(reinterpret_cast<float*>(memory + round_up(dim, 32) * 32)),
         maximum(sums + round_up(dim, 16) * kLanes),
         total(maximum + kLanes),
-        query(reinterpret_cast<int32_t*>(total + 2 * kLanes)) {}
+        query(reinterpret_cast<int32_t*>(total + 2 * kLanes)),
+        largest(total + 3 * kLanes) {}
 };
-
-// 2^(x - base) for an integer base: exactly 2^k of what another base gives, so x is split before the base is taken off. 0 below
-// `least`, as from -inf, NaN for NaN.
-TTS_TARGET_AVX512_BF16 inline __m512 power_of_two(__m512 x, __m512 least, __m512 base) {
-  x = _mm512_max_ps(least, x);
-  const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), f = _mm512_sub_ps(x, whole);
-  __m512 poly = _mm512_set1_ps(0x1.5bba14p-10f);
-  poly = _mm512_fmadd_ps(poly, f, _mm512_set1_ps(0x1.3cea88p-7f));
-  poly = _mm512_fmadd_ps(poly, f, _mm512_set1_ps(0x1.c6b752p-5f));
-  poly = _mm512_fmadd_ps(poly, f, _mm512_set1_ps(0x1.ebf9bcp-3f));
-  poly = _mm512_fmadd_ps(poly, f, _mm512_set1_ps(0x1.62e42ap-1f));
-  poly = _mm512_fmadd_ps(poly, f, _mm512_set1_ps(1.0f));
-  return _mm512_scalef_ps(poly, _mm512_sub_ps(whole, base));
-}
-
-// The largest score of each lane. With HIDES, what lane l does not see (tokens from visible[l] on) becomes -inf.
-template <bool HIDES>
-TTS_TARGET_AVX512_BF16 inline __m512 largest_scores(float* scores, int64_t tokens, __m512i visible) {
-  const __m512 hidden = _mm512_set1_ps(-INFINITY);
-  __m512 most[4] = {hidden, hidden, hidden, hidden};
-  for (int64_t t = 0; t < tokens; t += 4)
-    for (int i = 0; i < 4; ++i) {
-      __m512 score = _mm512_load_ps(scores + (t + i) * kLanes);
-      if (HIDES) {
-        const __mmask16 sees = _mm512_cmpgt_epi32_mask(visible, _mm512_set1_epi32(static_cast<int>(t + i)));
-        score = _mm512_mask_mov_ps(hidden, sees, score);
-        _mm512_store_ps(scores + (t + i) * kLanes, score);
-      }
-      most[i] = _mm512_max_ps(most[i], score);
-    }
-  return _mm512_max_ps(_mm512_max_ps(most[0], most[1]), _mm512_max_ps(most[2], most[3]));
-}
 
 // Raises the maximum of each lane to a power of two not below `most`, and rescales what was summed: exactly.
 TTS_TARGET_AVX512_BF16 inline void raise_maximum(const Tile& tile, __m512 most, int64_t dim) {
@@ -107,31 +78,21 @@ TTS_TARGET_AVX512_BF16 inline void raise_maximum(const Tile& tile, __m512 most, 
 // weights[pair][lane] = 2^(factor * score - maximum) of tokens 2 * pair and 2 * pair + 1, and their sums; beside it the steps of
 // `products`, spread over the tokens. (The target allows tiles; where they are missing, the products are of another kind.)
 template <class Products>
-TTS_TARGET_AMX inline void weigh(const Tile& tile, const float* scores, int64_t tokens, float factor, BF16* weights,
+TTS_TARGET_AMX inline void weigh(const Tile& tile, const float* scores, int64_t tokens, const Exponents& exponents, BF16* weights,
                                  Products& products, Ahead& ahead) {
-  const __m512 scale = _mm512_set1_ps(factor);
-  const __m512 maximum = _mm512_load_ps(tile.maximum);
-  const __m512 base =
-      _mm512_mask_mov_ps(maximum, _mm512_cmp_ps_mask(maximum, _mm512_set1_ps(-INFINITY), _CMP_EQ_OQ), _mm512_setzero_ps());
-  // So far below that the weight is 0, however large the base is.
-  const __m512 far = _mm512_max_ps(_mm512_set1_ps(1024.0f), _mm512_mul_ps(_mm512_abs_ps(base), _mm512_set1_ps(0x1p-8f)));
-  const __m512 least = _mm512_sub_ps(base, far);
-  const __m512i alternate = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
-                                             20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  __m512 even = _mm512_load_ps(tile.total), odd = _mm512_load_ps(tile.total + kLanes);
+  const __m512i ones = _mm512_set1_epi16(0x3F80);
+  __m512 total = _mm512_load_ps(tile.total), following = _mm512_load_ps(tile.total + kLanes);
   const int64_t num_steps = products.num_steps();
   for (int64_t t = 0, steps = 0; t < tokens; t += 2) {
     for (steps += 2 * num_steps; steps >= tokens; steps -= tokens) products.step();
-    const __m512 a = power_of_two(_mm512_mul_ps(_mm512_load_ps(scores + t * kLanes), scale), least, base);
-    const __m512 b = power_of_two(_mm512_mul_ps(_mm512_load_ps(scores + (t + 1) * kLanes), scale), least, base);
-    even = _mm512_add_ps(even, a);
-    odd = _mm512_add_ps(odd, b);
-    const __m512bh both = _mm512_cvtne2ps_pbh(b, a);
-    ahead.ask(4);
-    _mm512_store_si512(weights + t * kLanes, _mm512_permutexvar_epi16(alternate, reinterpret_cast<const __m512i&>(both)));
+    const __m512i pair = weights_of(_mm512_load_ps(scores + t * kLanes), _mm512_load_ps(scores + (t + 1) * kLanes), exponents);
+    _mm512_store_si512(weights + t * kLanes, pair);
+    const __m512 sum = _mm512_dpbf16_ps(total, reinterpret_cast<const __m512bh&>(pair), reinterpret_cast<const __m512bh&>(ones));
+    total = following, following = sum;  // two sums in turn: one would wait for itself
+    if (t % 4 == 0) ahead.ask();
   }
-  _mm512_store_ps(tile.total, even);
-  _mm512_store_ps(tile.total + kLanes, odd);
+  _mm512_store_ps(tile.total, total);
+  _mm512_store_ps(tile.total + kLanes, following);
 }
 
 // ---- a task
@@ -141,8 +102,8 @@ class Task {
  public:
   static int64_t bytes(const Attend& p, int64_t tiles) { return shared_bytes(p.D) + round_up(tiles * Tile::bytes(p.D), 64); }
 
-  Task(const Attend& p, const Segmenter& s, int64_t q0, int64_t q1, int64_t g, char* memory)
-      : p_(p), s_(s), q0_(q0), q1_(q1), g_(g), memory_(memory) {
+  Task(const Attend& p, const Segmenter& s, int64_t lanes, int64_t q0, int64_t q1, int64_t g, char* memory)
+      : p_(p), s_(s), lanes_(lanes), q0_(q0), q1_(q1), g_(g), memory_(memory) {
     keys_ = reinterpret_cast<BF16*>(memory);
     values_ = keys_ + kBlockTokens * key_stride();
     weights_[0] = values_ + round_up(p.D, 32) * kBlockTokens;
@@ -150,13 +111,6 @@ class Task {
     scores_[0] = reinterpret_cast<float*>(weights_[1] + kBlockTokens * kLanes);
     scores_[1] = scores_[0] + kBlockTokens * kLanes;
     odd_ = reinterpret_cast<OddValue*>(scores_[1] + kBlockTokens * kLanes);
-  }
-
-  // Lanes of a query: a power of two, so that a query's heads lie in one tile, or whole tiles.
-  static int64_t lanes_per_query(int64_t group) {
-    int64_t lanes = 1;
-    while (lanes < std::min<int64_t>(group, kLanes)) lanes *= 2;
-    return group > kLanes ? round_up(group, kLanes) : lanes;
   }
 
   void run() {
@@ -180,14 +134,17 @@ class Task {
 
   int64_t key_stride() const { return round_up(p_.D, 32); }
   int64_t group() const { return p_.H / p_.G; }
-  int64_t lanes() const { return lanes_per_query(group()); }
-  int64_t num_tiles() const { return ((q1_ - q0_) * lanes() + kLanes - 1) / kLanes; }
+  int64_t num_tiles() const { return tile_behind(q1_); }
   Tile tile(int64_t i) const { return {memory_ + shared_bytes(p_.D) + i * Tile::bytes(p_.D), p_.D}; }
+
+  // The tile with the first lane of a query, and the one behind the last lane of those before a query.
+  int64_t tile_of(int64_t query) const { return (query - q0_) * lanes_ / kLanes; }
+  int64_t tile_behind(int64_t query) const { return ((query - q0_) * lanes_ + kLanes - 1) / kLanes; }
 
   // The query of a lane and its head within the group; -1 where the lane is not used.
   int64_t query_of(int64_t tile, int64_t lane, int64_t* head) const {
-    const int64_t at = tile * kLanes + lane, query = q0_ + at / lanes();
-    *head = at % lanes();
+    const int64_t at = tile * kLanes + lane, query = q0_ + at / lanes_;
+    *head = at % lanes_;
     return query < q1_ && *head < group() ? query : -1;
   }
 
@@ -200,7 +157,7 @@ class Task {
       rows[lane] = query < 0 ? nullptr : static_cast<const BF16*>(p_.q) + query * p_.q_token + (g_ * group() + head) * p_.q_head;
       t.maximum[lane] = -INFINITY;
     }
-    pack_queries(rows, p_.D, p_.scale < 0, t.queries);
+    *t.largest = pack_queries(rows, p_.D, p_.scale < 0, t.queries);
     std::memset(t.total, 0, 2 * kLanes * sizeof(float));
     std::memset(t.sums, 0, static_cast<size_t>(round_up(p_.D, 16) * kLanes) * sizeof(float));
   }
@@ -223,10 +180,9 @@ class Task {
       open(s_.segments[next_segment_++]);
     }
     const Segment& segment = s_.segments[next_segment_ - 1];
-    const int64_t per_tile = std::max<int64_t>(1, kLanes / lanes()), tiles_per_query = std::max<int64_t>(1, lanes() / kLanes);
     block->segment = &segment;
-    block->first_tile = (std::max<int64_t>(segment.q0, q0_) - q0_) / per_tile * tiles_per_query;
-    block->last_tile = (std::min<int64_t>(segment.q1, q1_) - 1 - q0_) / per_tile * tiles_per_query + tiles_per_query;
+    block->first_tile = tile_of(std::max<int64_t>(segment.q0, q0_));
+    block->last_tile = tile_behind(std::min<int64_t>(segment.q1, q1_));
     block->done = done_;
     block->tokens = std::min(kBlockTokens, left_);
     find_rows(block->tokens, &block->rows);
@@ -264,7 +220,7 @@ class Task {
   // Brings a block into keys_ and values_, and asks for the following one.
   TTS_TARGET_AVX512_BF16 void lay_out(const Block& block, const Block& following) {
     ahead_.begin(following.rows, following.tokens, p_.D);
-    copy_keys(block.rows.keys, block.tokens, p_.D, keys_, key_stride(), ahead_);
+    largest_key_ = copy_keys(block.rows.keys, block.tokens, p_.D, keys_, key_stride(), ahead_);
     const bool all_finite = transpose_values(block.rows.values, block.tokens, p_.D, values_, ahead_);
     num_odd_ = all_finite ? 0 : take_out_odd_values(values_, block.tokens, p_.D, odd_);
   }
@@ -340,7 +296,12 @@ class Task {
     const __m512 most =
         view.hides ? largest_scores<true>(scores, view.tokens, sees) : largest_scores<false>(scores, view.tokens, sees);
     raise_maximum(tile, _mm512_mul_ps(most, _mm512_set1_ps(factor)), p_.D);
-    weigh(tile, scores, view.tokens, factor, weights, products_, ahead_);
+    const __m512 maximum = _mm512_load_ps(tile.maximum);
+    const float bound = (static_cast<float>(p_.D) * *tile.largest * largest_key_ + FLT_MIN) * factor;  // of scores and maximum
+    const bool is_bounded = bound < Exponents::kMost || !needs_care(scores, view.tokens, maximum);
+    const Exponents exponents =
+        is_bounded ? Exponents::of(factor, maximum) : place_with_care(scores, view.tokens, factor, tile.maximum, tile.total);
+    weigh(tile, scores, view.tokens, exponents, weights, products_, ahead_);
   }
 
   TTS_TARGET_AVX512_BF16 void end(int64_t i) {
@@ -371,29 +332,44 @@ class Task {
 
   const Attend& p_;
   const Segmenter& s_;
-  const int64_t q0_, q1_, g_;
+  const int64_t lanes_, q0_, q1_, g_;  // lanes_: of a query
   char* const memory_;
   BF16 *keys_, *values_;  // [kBlockTokens][D in chunks], [D][kBlockTokens]
   BF16* weights_[2];      // [kBlockTokens / 2][16][2] of a tile and of the following one
   float* scores_[2];      // [kBlockTokens][16]
   OddValue* odd_;         // [num_odd_] of the block at hand
   int64_t num_odd_ = 0;
+  float largest_key_ = 0;  // magnitude, of the block at hand
   Products products_;
   Ahead ahead_;
   size_t next_segment_ = 0, span_ = 0;        // the segment behind the open one, and where the next block begins in that
   int64_t offset_ = 0, done_ = 0, left_ = 0;  // in the span; tokens of the open segment
 };
 
+// Lanes of a query: its heads, or the next power of two, so that none lies in two tiles. The first is better for what many
+// queries read together, the other for what each reads alone.
+int64_t lanes_per_query(const Segmenter& s, int64_t group) {
+  int64_t padded = 1;
+  while (padded < std::min<int64_t>(group, kLanes)) padded *= 2;
+  if (group > kLanes) padded = round_up(group, kLanes);
+  const auto work = [&](int64_t lanes) {
+    int64_t sum = 0;
+    for (const Segment& x : s.segments) sum += x.tokens * ((x.q1 * lanes + kLanes - 1) / kLanes - x.q0 * lanes / kLanes);
+    return sum;
+  };
+  return work(group) < work(padded) ? group : padded;
+}
+
 template <class Products>
 void run(const Attend& p) {
   Segmenter& segmenter = thread_owned<Segmenter>();
   segmenter.run(p);
-  const int64_t lanes = Task<Products>::lanes_per_query(p.H / p.G), all_tiles = (p.N * lanes + kLanes - 1) / kLanes;
+  const int64_t lanes = lanes_per_query(segmenter, p.H / p.G), all_tiles = (p.N * lanes + kLanes - 1) / kLanes;
   const int threads = segmenter.work * p.H * p.D * 2 > kParallelWork ? max_threads() : 1;
   const int64_t share = (all_tiles * p.G + kTasksPerThread * threads - 1) / (kTasksPerThread * threads);
   const int64_t tiles = std::clamp(share, kMinTiles, kMaxTiles);
   const int64_t queries = std::max<int64_t>(1, tiles * kLanes / lanes), blocks = (p.N + queries - 1) / queries;
-  const int64_t bytes = round_up(Task<Products>::bytes(p, std::max(tiles, lanes / kLanes)), 64);
+  const int64_t bytes = round_up(Task<Products>::bytes(p, std::max(tiles, (lanes + kLanes - 1) / kLanes)), 64);
   char* memory = static_cast<char*>(thread_owned<Scratch>().take(threads * bytes));
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
@@ -401,7 +377,7 @@ void run(const Attend& p) {
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < blocks * p.G; ++task) {
       const int64_t q0 = task / p.G * queries;
-      Task<Products>(p, segmenter, q0, std::min(p.N, q0 + queries), task % p.G, memory + thread_index() * bytes).run();
+      Task<Products>(p, segmenter, lanes, q0, std::min(p.N, q0 + queries), task % p.G, memory + thread_index() * bytes).run();
     }
   }
 }

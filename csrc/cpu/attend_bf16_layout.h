@@ -1,6 +1,7 @@
 // How attend in bfloat16 brings queries, keys and values into the order of its products. Of attend_bf16.cpp alone.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -41,17 +42,35 @@ TTS_TARGET_AVX512_BF16 inline __m512i load_pairs(const BF16* row, int64_t count)
   return count >= 32 ? _mm512_loadu_si512(row) : _mm512_maskz_loadu_epi16(static_cast<__mmask32>((1u << count) - 1), row);
 }
 
+// The larger magnitude of each two, as bits.
+TTS_TARGET_AVX512_BF16 inline __m512i larger(__m512i most, __m512i x) {
+  return _mm512_max_epu16(most, _mm512_and_si512(x, _mm512_set1_epi16(0x7FFF)));
+}
+
+// The largest as a number: infinite or NaN if one of them is.
+TTS_TARGET_AVX512_BF16 inline float largest_of(__m512i most) {
+  const __m512i both = _mm512_max_epu32(_mm512_slli_epi32(most, 16), _mm512_and_si512(most, _mm512_set1_epi32(-65536)));
+  const uint32_t bits = _mm512_reduce_max_epu32(both);
+  float number;
+  std::memcpy(&number, &bits, sizeof(number));
+  return number;
+}
+
 // lanes[pair][lane] = elements (2 * pair, 2 * pair + 1) of rows[lane], null rows and what lies behind `dim` being 0; negated
-// where the scale is negative, so that the largest score is the largest product.
-TTS_TARGET_AVX512_BF16 void pack_queries(const BF16* const* rows, int64_t dim, bool negates, BF16* lanes) {
+// where the scale is negative, so that the largest score is the largest product. Returns the largest magnitude.
+TTS_TARGET_AVX512_BF16 float pack_queries(const BF16* const* rows, int64_t dim, bool negates, BF16* lanes) {
   const __m512i sign = _mm512_set1_epi32(negates ? static_cast<int>(0x80008000u) : 0);
+  __m512i most = _mm512_setzero_si512();
   for (int64_t d = 0; d < dim; d += 32, lanes += kTileBytes / 2) {
     __m512i m[16];
-    for (int lane = 0; lane < kLanes; ++lane)
+    for (int lane = 0; lane < kLanes; ++lane) {
       m[lane] = rows[lane] == nullptr ? _mm512_setzero_si512() : _mm512_xor_si512(load_pairs(rows[lane] + d, dim - d), sign);
+      most = larger(most, m[lane]);
+    }
     transpose(m);
     for (int pair = 0; pair < 16; ++pair) _mm512_store_si512(lanes + pair * 2 * kLanes, m[pair]);
   }
+  return largest_of(most);
 }
 
 // The rows of a block of tokens, in the order of the context.
@@ -59,50 +78,51 @@ struct Rows {
   const BF16 *keys[kBlockTokens], *values[kBlockTokens];
 };
 
-// Asks for the rows of the block after the one at hand, cache line by cache line: few are under way at a time, so they are asked
-// for between the other work, not at once.
+// Asks for the rows of the block after the one at hand, token by token: few lines are under way at a time, so they are asked for
+// between the other work, not at once.
 class Ahead {
  public:
   void begin(const Rows& rows, int64_t tokens, int64_t dim) {
-    row_ = rows.keys;
-    keys_end_ = row_ + tokens;
-    values_ = rows.values;
-    end_ = values_ + tokens;
+    rows_ = &rows;
+    tokens_ = tokens;
     row_bytes_ = dim * 2;
-    byte_ = 0;
+    token_ = 0;
   }
 
-  TTS_INLINE void ask(int64_t lines) {
-    for (; lines > 0 && row_ != end_; --lines) {
-      if (row_ == keys_end_) {
-        row_ = values_;
-        if (row_ == end_) return;
-      }
-      __builtin_prefetch(reinterpret_cast<const char*>(*row_) + byte_, 0, 2);
-      if ((byte_ += 64) >= row_bytes_) {
-        byte_ = 0;
-        ++row_;
-      }
+  TTS_INLINE void ask() {
+    if (token_ >= tokens_) return;
+    const auto *key = reinterpret_cast<const char*>(rows_->keys[token_]),
+               *value = reinterpret_cast<const char*>(rows_->values[token_]);
+    for (int64_t byte = 0; byte < row_bytes_; byte += 64) {
+      __builtin_prefetch(key + byte, 0, 2);
+      __builtin_prefetch(value + byte, 0, 2);
     }
+    ++token_;
   }
 
  private:
-  const BF16 *const *row_ = nullptr, *const *keys_end_ = nullptr, *const *values_ = nullptr, *const *end_ = nullptr;
-  int64_t row_bytes_ = 0, byte_ = 0;
+  const Rows* rows_ = nullptr;
+  int64_t tokens_ = 0, row_bytes_ = 0, token_ = 0;
 };
 
-TTS_TARGET_AVX512_BF16 void copy_keys(const BF16* const* rows, int64_t tokens, int64_t dim, BF16* keys, int64_t stride,
-                                      Ahead& ahead) {
+// Returns the largest magnitude.
+TTS_TARGET_AVX512_BF16 float copy_keys(const BF16* const* rows, int64_t tokens, int64_t dim, BF16* keys, int64_t stride,
+                                       Ahead& ahead) {
+  __m512i most = _mm512_setzero_si512();
   for (int64_t t = 0; t < tokens; ++t, keys += stride) {
-    for (int64_t d = 0; d < dim; d += 32) _mm512_store_si512(keys + d, load_pairs(rows[t] + d, dim - d));
-    ahead.ask(1);
+    for (int64_t d = 0; d < dim; d += 32) {
+      const __m512i key = load_pairs(rows[t] + d, dim - d);
+      most = larger(most, key);
+      _mm512_store_si512(keys + d, key);
+    }
+    if (t % 3 == 0) ahead.ask();
   }
+  return largest_of(most);
 }
 
 // values[d][token] for the tokens of whole chunks, those behind `tokens` being 0. False if an infinity or a NaN is among them.
 TTS_TARGET_AVX512_BF16 bool transpose_values(const BF16* const* rows, int64_t tokens, int64_t dim, BF16* values, Ahead& ahead) {
-  const __m512i magnitude = _mm512_set1_epi16(0x7FFF);
-  __m512i largest = _mm512_setzero_si512();
+  __m512i most = _mm512_setzero_si512();
   for (int64_t t = 0; t < tokens; t += kTileDepth)
     for (int64_t d = 0; d < dim; d += 32) {
       const auto row = [&](int64_t i) __attribute__((target("arch=x86-64-v4,avx512bf16"))) {
@@ -112,10 +132,10 @@ TTS_TARGET_AVX512_BF16 bool transpose_values(const BF16* const* rows, int64_t to
       __m512i first[16], second[16];
       for (int pair = 0; pair < 16; ++pair) {
         const __m512i a = row(t + 2 * pair), b = row(t + 2 * pair + 1);
-        largest = _mm512_max_epu16(largest, _mm512_max_epu16(_mm512_and_si512(a, magnitude), _mm512_and_si512(b, magnitude)));
+        most = larger(larger(most, a), b);
         first[pair] = _mm512_unpacklo_epi16(a, b);
         second[pair] = _mm512_unpackhi_epi16(a, b);
-        ahead.ask(2);
+        if (pair % 2 == 0) ahead.ask();
       }
       BF16* to = values + d * kBlockTokens + t;
       transpose(first);
@@ -123,7 +143,7 @@ TTS_TARGET_AVX512_BF16 bool transpose_values(const BF16* const* rows, int64_t to
       transpose(second);
       for (int i = 0; i < 16; ++i) _mm512_store_si512(to + (i / 4 * 8 + 4 + i % 4) * kBlockTokens, second[i]);
     }
-  return _mm512_cmpge_epu16_mask(largest, _mm512_set1_epi16(0x7F80)) == 0;
+  return std::isfinite(largest_of(most));
 }
 
 // An infinity or a NaN among the values. A weight of 0 does not silence it, so it is kept out of the products of whole tiles.

@@ -130,7 +130,7 @@ def attend_cases(draw) -> Case:
     tree, leaves, counts = draw(tree_batches((1, 2, 3, 5, 16, 32, 64), max_length))
     most = draw(st.sampled_from((1, 1, 4, 33)))  # decoding half of the time
     counts = [min(count, most) for count in counts]
-    num_kv_heads, group = draw(st.integers(1, 3)), draw(st.sampled_from((1, 4, 7, 8)))
+    num_kv_heads, group = draw(st.integers(1, 3)), draw(st.sampled_from((1, 4, 7, 8, 20)))
     dim = draw(st.sampled_from((8, 16, 24, 40, 64, 80, 96, 128, 256)))
     return attention_case(draw(DTYPES), tree, leaves, counts, num_kv_heads * group, num_kv_heads, dim, draw(SEEDS))
 

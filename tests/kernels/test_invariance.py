@@ -126,7 +126,8 @@ def test_a_query_of_attend_has_the_same_bits_in_every_batch(dtype, heads, kv_hea
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_bits_of_attend_do_not_depend_on_how_a_context_is_cut(dtype):
+@pytest.mark.parametrize("scale", [0.2, 30.0, 1e6, -1e9])
+def test_the_bits_of_attend_do_not_depend_on_how_a_context_is_cut(dtype, scale):
     rng = np.random.default_rng(2)
     tree = Tree(16, 16)
     tree.add(-1, 211)
@@ -143,7 +144,7 @@ def test_the_bits_of_attend_do_not_depend_on_how_a_context_is_cut(dtype):
             if i + 1 in item_cuts or i + 1 == len(tokens):
                 items.append([0, 5, 0])
                 indptr.append(len(spans))
-        return attend(q, *pages, i32(spans), i32(indptr), i32(items), 0.2, backend="native")
+        return attend(q, *pages, i32(spans), i32(indptr), i32(items), scale, backend="native")
 
     whole = cut(set(), set())
     for _ in range(10):
