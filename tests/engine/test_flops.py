@@ -63,7 +63,8 @@ def test_a_prefill_alone_is_counted_to_the_operation(reference_models):
     attention = 4 * model.config.num_hidden_layers * model.config.num_attention_heads * model.head_dim * num_tokens**2
     masked = 4 * model.config.num_hidden_layers * model.config.num_attention_heads * model.head_dim * context(0, num_tokens)
     fixed = 2 * multiplied_parameters(model) * num_tokens + 2 * model.config.vocab_size * model.config.hidden_size
-    assert fixed + masked <= counter.flops_counted <= fixed + attention
+    angles = model.head_dim * num_tokens  # of the rotary embedding: a matrix product in some versions of transformers
+    assert fixed + masked <= counter.flops_counted <= fixed + attention + angles
 
 
 def short_request():
