@@ -266,7 +266,7 @@ int tts_cuda_sample(int64_t R, int64_t V, int64_t N, int64_t A, const float* log
     check_sizes("sample: next_state", {A, V});
     check_range("sample: N", N, 0, INT32_MAX);
     if (N == 0) return;
-    check_range("sample: V", V, 1, kBlock * 65536);
+    check_range("sample: V", V, 1, kBlock * 65535 + 1);  // blocks are the grid's y
     const int64_t num_blocks = (V + kBlock - 1) / kBlock;
     auto* sums = static_cast<Sums*>(workspace);
     auto* kept = reinterpret_cast<double*>(sums + N * num_blocks);

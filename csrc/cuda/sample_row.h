@@ -41,12 +41,25 @@ struct Cut {
 };
 
 struct Shared {
-  uint32_t counts[kBins];
-  unsigned long long masses[kBins];
+  uint32_t counts[kBins], low_masses[kBins], high_masses[kBins];
   Part parts[kThreads], above;
   double sums[kThreads];
   float floats[kThreads];
   int32_t ints[kThreads], bin, first, last;
+
+  // One more token. An atomic on 64 bits of shared memory is a loop; two on 32, with a carry where the low word wraps, give the
+  // same sum in any order.
+  __device__ void add(uint32_t bin, unsigned long long mass) {
+    atomicAdd(&counts[bin], 1u);
+    if (mass == 0) return;
+    const uint32_t low = static_cast<uint32_t>(mass), before = atomicAdd(&low_masses[bin], low);
+    const uint32_t high = static_cast<uint32_t>(mass >> 32) + (before + low < before);
+    if (high > 0) atomicAdd(&high_masses[bin], high);
+  }
+
+  __device__ Part part(int bin) const {
+    return {counts[bin], static_cast<unsigned long long>(high_masses[bin]) << 32 | low_masses[bin]};
+  }
 };
 
 struct Row {
@@ -92,7 +105,8 @@ __device__ void load_block(const float* logits, int64_t V, int64_t b, float* val
 
 // Counts by digit the logits whose higher digits are `prefix`.
 __device__ void fill_bins(const Row& row, uint32_t prefix, int shift, int width, Shared& shared) {
-  for (int bin = threadIdx.x; bin < kBins; bin += kThreads) shared.counts[bin] = 0, shared.masses[bin] = 0;
+  for (int bin = threadIdx.x; bin < kBins; bin += kThreads)
+    shared.counts[bin] = shared.low_masses[bin] = shared.high_masses[bin] = 0;
   __syncthreads();
   for (int64_t b = 0; b < row.num_blocks; ++b) {
     if (static_cast<uint64_t>(ordered(row.sums[b].most)) >> (shift + width) < prefix) continue;
@@ -101,9 +115,7 @@ __device__ void fill_bins(const Row& row, uint32_t prefix, int shift, int width,
     for (int j = 0; j < kPerThread; ++j) {
       const uint32_t key = ordered(values[j]), bin = (key >> shift) & ((1u << width) - 1);
       if (b * kBlock + j * kThreads + threadIdx.x >= row.V || static_cast<uint64_t>(key) >> (shift + width) != prefix) continue;
-      atomicAdd(&shared.counts[bin], 1u);
-      const unsigned long long mass = row.mass(values[j]);
-      if (mass > 0) atomicAdd(&shared.masses[bin], mass);
+      shared.add(bin, row.mass(values[j]));
     }
   }
   __syncthreads();
@@ -121,7 +133,7 @@ __device__ void find_bin(Part above, uint32_t count, unsigned long long* mass, d
   constexpr int kOwn = kBins / kThreads;
   const int highest = kBins - 1 - static_cast<int>(threadIdx.x) * kOwn;
   Part own{};
-  for (int bin = highest; bin > highest - kOwn; --bin) own += Part{shared.counts[bin], shared.masses[bin]};
+  for (int bin = highest; bin > highest - kOwn; --bin) own += shared.part(bin);
   Part reached = above;
   reached += scan_block(own, shared.parts);
   if (*mass == 0) *mass = share_of(sum_block(own, shared.parts).mass, share);
@@ -130,7 +142,7 @@ __device__ void find_bin(Part above, uint32_t count, unsigned long long* mass, d
   if (!is_enough(before) && is_enough(reached)) {
     for (int bin = highest;; --bin) {
       Part with = before;
-      with += Part{shared.counts[bin], shared.masses[bin]};
+      with += shared.part(bin);
       if (is_enough(with)) {
         shared.bin = bin;
         shared.above = before;
@@ -154,8 +166,8 @@ __device__ Cut select(const Row& row, uint32_t count, unsigned long long mass, d
     prefix = prefix << width | static_cast<uint32_t>(shared.bin);
     above = shared.above;
   }
-  const uint32_t equal = shared.counts[shared.bin];
-  const unsigned long long each = shared.masses[shared.bin] / equal;
+  const auto [equal, mass_of_all] = shared.part(shared.bin);
+  const unsigned long long each = mass_of_all / equal;
   unsigned long long ties = count - above.count;
   if (each > 0 && (mass - above.mass + each - 1) / each < ties) ties = (mass - above.mass + each - 1) / each;
   __syncthreads();  // all have read the bins
