@@ -3,10 +3,12 @@
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import tts_kernels
 from tts_kernels.op import OPS, Op, backends, op, register_backend
@@ -222,6 +224,17 @@ def test_declaring_an_op_makes_it_known_and_documented():
         assert twice.__doc__ == "twice(x f32[N] -> out f32[N])\n\nTwice x."
     finally:
         OPS.pop("twice", None)
+
+
+def test_a_backend_runs_with_the_gpu_of_the_tensors_as_the_current_one(declared, monkeypatch):
+    events = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: events.append(device) or nullcontext())
+    register_backend(declared, "mine", lambda *inputs, out: events.append("run"))
+    call(declared)
+    with FakeTensorMode():
+        on_gpu = {"values": torch.empty(4, device="cuda:1"), "indptr": torch.empty(3, dtype=torch.int32, device="cuda:1")}
+        call(declared, **on_gpu)
+    assert events == ["run", torch.device("cuda:1"), "run"]
 
 
 def test_without_the_native_module_the_package_works_and_says_why():

@@ -8,7 +8,7 @@ from tts_kernels.arguments import check_rows_in_place, dense, dense_rows
 BLOCK_R = 8
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _append_kernel(
     k_ptr, v_ptr, keys_ptr, values_ptr, slots_ptr, num_rows, G, D, S,
     k_token, k_head, v_token, v_head, keys_page, keys_head, keys_slot, values_page, values_head, values_slot,

@@ -25,7 +25,8 @@ def _finish_rows(acc, most, total, rows, mask, d, D: tl.constexpr, head, num_hea
     tl.store(to, result.to(out_ptr.dtype.element_ty), mask=mask[:, None] & (d < D)[None, :])
 
 
-@triton.jit
+# A single tile has code of its own: searching for a task's tile costs registers.
+@triton.jit(do_not_specialize=["num_queries", "max_blocks"], do_not_specialize_on_alignment=["num_tiles"])
 def _attend_kernel(
     q_ptr, keys_ptr, values_ptr, out_ptr, lse_ptr, tokens_ptr, blocks_ptr, counts_ptr, task_indptr_ptr, piece_indptr_ptr,
     chunk_ptr, arrivals_ptr, partials_ptr, scale, num_queries, num_heads, group, num_kv_heads, num_tiles, max_blocks,
@@ -150,8 +151,9 @@ def _table(spans: torch.Tensor, item_indptr: torch.Tensor, items: torch.Tensor, 
     """The table of a plan, made when the first layer asks and kept on the plan's own tensor until one of its tensors changes.
 
     It has the room for partial results, too: one stream at a time uses a plan. While a graph is captured the table is made again,
-    so that a replay reads the plan that is then in those tensors. Inference tensors do not count their changes: they are the
-    caller's not to rewrite.
+    so that a replay reads the plan that is then in those tensors; torch does not tell captures apart, so a second graph over the
+    same tensors would read the table of the first. Inference tensors do not count their changes: they are the caller's not to
+    rewrite.
     """
     plan = (spans, item_indptr, items)
     capture = torch.cuda.is_current_stream_capturing() if spans.is_cuda else False

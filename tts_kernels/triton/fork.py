@@ -12,7 +12,7 @@ BLOCK_C = 128
 BLOCK_R = 16
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_children"])
 def _fork_kernel(
     parents_ptr, nodes_ptr, parent_ptr, refs_ptr, start_ptr, length_ptr, first_page_ptr, last_page_ptr, num_children,
     BLOCK_C: tl.constexpr,

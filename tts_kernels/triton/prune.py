@@ -151,7 +151,7 @@ def _write_children(widths_ptr, parents_ptr, begin, end, child, capacity, BLOCK:
         child += tl.sum(width, 0)
 
 
-@triton.jit(do_not_specialize=["temperature_bits", "capacity"])
+@triton.jit(do_not_specialize=["num_rows", "num_segments", "temperature_bits", "capacity"])
 def _prune_kernel(
     scores_ptr, indptr_ptr, total_ptr, keep_ptr, keys_ptr, order_ptr, weights_ptr, widths_ptr, parents_ptr, counts_ptr,
     num_rows, num_segments, temperature_bits, capacity, RULE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_J: tl.constexpr,

@@ -220,7 +220,7 @@ def _token_at(share, ends, logits_ptr, cut, last_tie, min_p, peak, factor, V, BL
     return tl.minimum(token, tl.max(tl.where(weight > 0, v, 0), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_draws"])
 def _draw_kernel(
     logits_ptr, row_ptr, key_ptr, position_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, state_ptr, next_state_ptr,
     token_ptr, logprob_ptr, next_ptr, confidence_ptr, certainty_ptr, all_sums_ptr, list_ptr, num_draws, V, num_blocks,

@@ -31,7 +31,7 @@ def _count_tokens(spans_ptr, begin, end, SUM_BLOCK: tl.constexpr):
     return tl.sum(total, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_items", "num_arrivals"])
 def _tokens_kernel(
     spans_ptr, item_indptr_ptr, items_ptr, tokens_ptr, num_blocks_ptr, arrivals_ptr, num_items, num_arrivals,
     BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_S: tl.constexpr, SUM_BLOCK: tl.constexpr,
@@ -77,7 +77,7 @@ def _tokens_kernel(
             done += tl.sum(count, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["capacity", "num_queries"])
 def _tiles_kernel(
     tokens_ptr, num_blocks_ptr, blocks_ptr, counts_ptr, capacity, num_queries, group,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr,
@@ -101,7 +101,7 @@ def _tiles_kernel(
     tl.store(counts_ptr + tile, found)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tiles", "target"])
 def _tasks_kernel(
     counts_ptr, task_indptr_ptr, piece_indptr_ptr, chunk_ptr, num_tiles, target, MIN_CHUNK: tl.constexpr, BLOCK_T: tl.constexpr
 ):
