@@ -35,7 +35,7 @@ def kernels(
     plot: Annotated[Path | None, typer.Option(help="PNG of achieved / floor for the rows of this run.")] = None,
     vllm: Annotated[Path | None, typer.Option(help="Python of the environment that peers/vllm_cpu.sh made.")] = None,
 ) -> None:
-    """Check every case against plain PyTorch, then time it beside its peers. Exit code 1 if a result is wrong."""
+    """Check every case against plain PyTorch, then time it beside its peers. Exit code 1 if a result is wrong or a case fails."""
     from benchmarks.kernels.pinning import pin_threads
 
     pin_threads(threads)
@@ -45,7 +45,7 @@ def kernels(
     if device not in ("cpu", "cuda") or dtype not in run.DTYPES:
         raise typer.BadParameter(f"there are --device cpu|cuda, --dtype {'|'.join(run.DTYPES)}; got {device}, {dtype}")
     try:
-        setting = run.make_setting(dtype, device, vllm)
+        setting = run.make_setting(dtype, device, vllm, quick)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     chosen = families.split(",") if families else None

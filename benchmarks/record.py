@@ -44,10 +44,13 @@ def _cpu() -> str:
 
 
 def _commit() -> str:
-    """The commit of this checkout, with `-dirty` if a tracked file differs from it."""
+    """The commit of this checkout, with `-dirty` if a tracked file differs from it; without git what TTS_COMMIT says."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
+    try:
+        described = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        described = ""  # git is not installed
+    return described or os.environ.get("TTS_COMMIT") or "unknown"
 
 
 def _version(package: str) -> str:

@@ -1,6 +1,8 @@
 """The kernels' benchmark: cases put all of their data on the device they are asked for, peers compute what the op does."""
 
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,9 @@ from transformers import AutoModel, AutoModelForCausalLM
 pytest.importorskip("tts_kernels.native")
 sys.path.append(str(Path(__file__).parents[1]))  # behind what is installed: benchmarks are not
 
-from benchmarks.kernels import flashinfer, flex, gpu, run, sdpa
+from benchmarks.kernels import flashinfer, flex, gpu, plot, run, sdpa, table
 from benchmarks.kernels.attend import Judge
-from benchmarks.kernels.cases import FAMILIES, Case, PeerError, Setting, Variant, random
+from benchmarks.kernels.cases import FAMILIES, Case, PeerError, Setting, Spec, Variant, random
 from benchmarks.kernels.floors import Work
 from benchmarks.kernels.timing import on_the_host, times
 from benchmarks.kernels.trees import Heads, Level, Tree, grow
@@ -35,12 +37,19 @@ SMALL = {
 }
 
 
+def made() -> Case:
+    """A case of nothing."""
+    return Case("f32", Work(1.0), "nothing", lambda: (0.0, 0.0), Variant(lambda: None), "none")
+
+
 @pytest.mark.parametrize("tree", [TREE, CHUNKS], ids=lambda tree: tree.name)
 def test_attention_peers_agree_with_plain_attention_on_a_tree(tree):
     grown, q = grow(tree, HEADS, 1, torch.float32), random((tree.queries, 4, 16), torch.float32)
     judge = Judge(tree, q, grown, 16**-0.5)
     for peer in (flex.attend, sdpa.per_branch, sdpa.merged):
         judge.agreeing(peer(tree, HEADS, q, grown, SETTING))  # an error if it is wrong
+    with pytest.raises(PeerError, match="too long for --quick"):
+        flex.attend(tree, HEADS, q, grown, replace(SETTING, is_quick=True))
 
 
 @pytest.mark.parametrize("page_size", [1, 16])
@@ -65,7 +74,7 @@ def test_the_page_tables_for_flashinfer_hold_every_row_s_context(page_size):
 
 
 def test_a_peer_that_is_not_installed_is_named_with_the_reason():
-    case = Case("f32", Work(1.0), "nothing", lambda: (0.0, 0.0), Variant(lambda: None), "none")
+    case = made()
     case.add_peer("absent", lambda: flashinfer.imported("no_such_module_here"))
     case.add_peer("broken", lambda: {}["key"])
     assert case.missing == {"absent": case.missing["absent"], "broken": "KeyError: 'key'"}
@@ -110,6 +119,39 @@ def test_variants_are_sampled_in_turn_by_whatever_clock_prepares_them():
     assert on_the_host(variants["ours"])()[0] > 0
 
 
+def test_a_peer_that_fails_at_any_time_is_missing_and_ours_is_an_error():
+    def prepare(variant):
+        return variant.timer or variant.run()
+
+    def fails():
+        raise OSError("no more\nof it")
+
+    late = iter([(1e-6, False), (1e-6, False)])
+    peers = {"early": Variant(fails), "late": Variant(print, timer=lambda: next(late))}
+    missing = {}
+    found = times({"ours": Variant(print, timer=lambda: (2e-6, False)), **peers}, missing, 0.0, prepare)
+    assert list(found) == ["ours"] and missing == {"early": "OSError: no more", "late": "StopIteration: "}
+    with pytest.raises(OSError, match="no more"):
+        times({"ours": Variant(fails)}, {}, 0.0, prepare)
+
+
+def test_a_case_that_fails_is_a_row_with_the_reason_and_does_not_end_the_run(tmp_path, monkeypatch, capsys):
+    def fails(setting):
+        raise RuntimeError("tensors on [cuda] and [/cpu]\n and more")
+
+    specs = [Spec("fails", "at once", True, fails), Spec("works", "behind it", True, lambda setting: made())]
+    monkeypatch.setitem(FAMILIES, "both", lambda: iter(specs))
+    monkeypatch.setattr(run.native, "ceilings", lambda seconds, names: dict.fromkeys(names, 1e9))
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    rows = run.run(tmp_path / "rows.jsonl", ["both"], "", True, SETTING, 0.0)
+    assert [row["is_correct"] for row in rows] == [False, True]  # the exit code is that of a wrong result
+    assert rows[0]["error"] == "RuntimeError: tensors on [cuda] and [/cpu]" and rows[0]["commit"]
+    assert [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == rows
+    table.show(rows)
+    assert "tensors on [cuda] and [/cpu]" in capsys.readouterr().out
+    plot.save(rows, tmp_path / "rows.png")
+
+
 def test_a_shape_without_weights_is_loaded_with_random_ones_and_its_head_read(tmp_path):
     for folder, kind, width in zip(make("zoo-s", tmp_path, has_weights=False), (AutoModelForCausalLM, AutoModel), (27, 48)):
         model = load(kind, str(folder), "cpu")
@@ -118,12 +160,28 @@ def test_a_shape_without_weights_is_loaded_with_random_ones_and_its_head_read(tm
     assert Weights(str(folder)).tensor("score.weight").shape == (2, 48)
 
 
+def test_a_call_that_waits_for_the_device_is_never_captured(monkeypatch):
+    modes, captured = [], []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    monkeypatch.setattr(gpu, "_captured", lambda call, calls: captured.append(calls) or call)
+    monkeypatch.setattr(gpu, "_elapsed", lambda run: 1e-5)
+
+    def waits():
+        if modes[-1:] == ["error"]:
+            raise RuntimeError("called a synchronizing CUDA operation")
+
+    assert gpu._repeated(waits, 4)[1:] == (4, False) and gpu._repeated(waits, None)[1:] == (20, False)
+    assert captured == [] and modes == ["error", "default"] * 2
+    assert gpu._repeated(lambda: None, 4)[1:] == (4, True) and gpu._repeated(lambda: None, None)[1:] == (20, True)
+    assert captured == [4, 1, 20] and modes == ["error", "default"] * 4
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_s_clock_and_ceilings():
     clock = gpu.Clock(1 << 20)
     x = torch.ones(1 << 20, device="cuda")
-    captured, waiting = Variant(lambda: x.mul_(1.0), lambda: None, 4), Variant(lambda: x.sum().item())
-    assert all(clock.prepare(variant)()[0] > 0 for variant in (captured, waiting))
-    assert clock.is_graph == {captured: True, waiting: False}
+    planned, waiting, short = Variant(lambda: x.mul_(1.0), lambda: None, 4), Variant(lambda: x.sum().item()), Variant(x.sin_)
+    assert all(clock.prepare(variant)()[0] > 0 for variant in (planned, waiting, short))
+    assert clock.is_graph == {planned: True, waiting: False, short: True}
     found = gpu.ceilings(0.05, ("dram_read", "dram_copy", "cache_read", "bf16_tiles", "f32_fma", "bf16_dot"))
     assert found.pop("bf16_dot") == 0 and min(found.values()) > 1e9

@@ -19,6 +19,13 @@ class PeerError(RuntimeError):
     """A peer cannot do this case, for the reason that the message gives."""
 
 
+def reason(error: Exception) -> str:
+    """One line for a table: what a `PeerError` says, of others the type and the first line."""
+    if isinstance(error, PeerError):
+        return str(error)
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
 @dataclass(frozen=True)
 class Variant:
     """One implementation of a case."""
@@ -56,10 +63,8 @@ class Case:
         """Prepare a peer; one that cannot do the case is kept with its reason, never dropped in silence."""
         try:
             self.peers[name] = make()
-        except PeerError as error:
-            self.missing[name] = str(error)
         except Exception as error:  # noqa: BLE001  (other people's code, which must not end the run)
-            self.missing[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            self.missing[name] = reason(error)
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,8 @@ class Setting:
     vllm: Any = None
     """The running peer process, None if there is none."""
     vllm_reason: str = "not asked for: --vllm names the Python of its environment (benchmarks/peers/vllm_cpu.sh)"
+    is_quick: bool = False
+    """Without peers that take longer to prepare than all else to measure."""
 
     @property
     def torch_dtype(self) -> torch.dtype:

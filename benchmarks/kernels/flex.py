@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from benchmarks.kernels.cases import Setting, Variant, copies, nbytes, rotate
+from benchmarks.kernels.cases import PeerError, Setting, Variant, copies, nbytes, rotate
 from benchmarks.kernels.trees import Grown, Heads, Tree
 
 
 def attend(tree: Tree, heads: Heads, q: torch.Tensor, grown: Grown, setting: Setting) -> Variant:
     """q T[queries,H,D]. The tokens lie node after node, as a cache without pages would have them; the mask is its plan."""
+    if setting.is_quick:
+        raise PeerError("its compilation is too long for --quick")
     slots, seen_from, seen_to = _visibility(tree, grown)
     pair = [x[None].contiguous() for x in grown.read(slots)]
     next_pair = rotate([pair, *([x.clone() for x in pair] for _ in range(copies(nbytes(*pair), setting) - 1))])

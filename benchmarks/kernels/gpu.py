@@ -45,8 +45,8 @@ def ceilings(seconds: float, names: Sequence[str]) -> dict[str, float]:
 
 def _reading(size: int) -> tuple[float, Callable[[], Any]]:
     """Bytes, and the call that reads them: the largest of as many rows as there are programs to read them."""
-    x = torch.zeros(1 << 12, size >> 14, device="cuda")
-    return float(size), lambda: torch.amax(x, 1)
+    x, largest = torch.zeros(1 << 12, size >> 14, device="cuda"), torch.empty(1 << 12, device="cuda")
+    return float(size), lambda: torch.amax(x, 1, out=largest)
 
 
 def _copying() -> tuple[float, Callable[[], Any]]:
@@ -73,7 +73,7 @@ class Clock:
     """Times variants by CUDA events, in a graph where they can be captured, the last cache flushed before every sample."""
 
     def __init__(self, cold_bytes: int):
-        self._flushed = torch.empty(cold_bytes, dtype=torch.uint8, device="cuda")
+        _, self._flush = _reading(cold_bytes)  # by reading: lines that were written would have to leave while the call runs
         self.is_graph: dict[Variant, bool] = {}
         """Of each prepared variant: replayed from a graph; else launched call by call, and its figure has the launches in it."""
 
@@ -87,7 +87,7 @@ class Clock:
         run, calls, self.is_graph[variant] = _repeated(variant.run, variant.layers if variant.plan is not None else None)
 
         def sample() -> tuple[float, bool]:
-            self._flushed.zero_()
+            self._flush()
             return _elapsed(run) / calls + planned / variant.layers, False
 
         return sample
@@ -97,19 +97,38 @@ def _repeated(call: Callable[[], Any], calls: int | None) -> tuple[Callable[[], 
     """(something that runs the call some times, how many, whether as a graph). Without `calls` as many as last long enough."""
     for _ in range(3):
         call()  # compiles, loads, allocates
-    if calls is None:
-        calls = max(1, min(MAX_CALLS, math.ceil(SHORT / _elapsed(call))))
-    graph = torch.cuda.CUDAGraph()
-    try:
-        torch.cuda.synchronize()
-        with torch.cuda.graph(graph):
-            for _ in range(calls):
-                call()
-    except RuntimeError:  # it waits for the device, or makes something that a graph cannot hold
-        torch.cuda.synchronize()
+    if _waits(call):
+        calls = calls or _enough(call)
         return lambda: [call() for _ in range(calls)], calls, False
+    calls = calls or _enough(_captured(call, 1))  # a launch from Python may take longer than the call
+    return _captured(call, calls), calls, True
+
+
+def _waits(call: Callable[[], Any]) -> bool:
+    """Whether the call waits for the device. A capture of it would fail, and no capture after that would succeed."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    except RuntimeError:
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return False
+
+
+def _captured(call: Callable[[], Any], calls: int) -> Callable[[], Any]:
+    """The replay of a graph of so many calls; it has been replayed once."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(calls):
+            call()
     graph.replay()
-    return graph.replay, calls, True
+    return graph.replay
+
+
+def _enough(run: Callable[[], Any]) -> int:
+    """How many times one run has to be repeated to last long enough to be timed."""
+    return max(1, min(MAX_CALLS, math.ceil(SHORT / _elapsed(run))))
 
 
 def _elapsed(run: Callable[[], Any]) -> float:

@@ -7,6 +7,7 @@ import math
 import os
 import statistics
 import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.kernels import append, attend, copy_tails, elementwise, fork, forward, gpu, linear, prune, sample, score  # noqa: F401  (registers them)
-from benchmarks.kernels.cases import DTYPES, FAMILIES, Case, PeerError, Setting, Spec, cold_bytes
+from benchmarks.kernels.cases import DTYPES, FAMILIES, Case, PeerError, Setting, Spec, cold_bytes, reason
 from benchmarks.kernels.floors import Ceilings, floor
 from benchmarks.kernels.timing import Times, on_the_host, seconds_of, times
 from benchmarks.kernels.vllm import Peer
@@ -36,15 +37,25 @@ def run(out: Path, families: list[str] | None, only: str, quick: bool, setting: 
     _print_ceilings(ceilings.at_start)
     rows = []
     for spec in _specs(families, only, quick, setting.device):
-        row = measure(spec, setting, ceilings, seconds) | made
+        row = measured_or_failed(spec, setting, ceilings, seconds) | made
         if setting.vllm is not None:
             row["versions"] = row["versions"] | setting.vllm.versions
         append_line(out, row)
         rows.append(row)
         _print_progress(row)
+        gc.collect()  # closures hold a case's data in cycles
     if setting.vllm is not None:
         setting.vllm.close()
     return rows
+
+
+def measured_or_failed(spec: Spec, setting: Setting, ceilings: Ceilings, seconds: float) -> dict[str, Any]:
+    """The row of one case, or as `error` the reason why there is none: the cases behind it are measured all the same."""
+    try:
+        return measure(spec, setting, ceilings, seconds)
+    except Exception as error:  # noqa: BLE001  (whatever it is, the traceback tells)
+        traceback.print_exc()
+        return {"op": spec.op, "case": spec.name, "is_correct": False, "error": reason(error), "peer_missing": {}}
 
 
 def measure(spec: Spec, setting: Setting, ceilings: Ceilings, seconds: float) -> dict[str, Any]:
@@ -71,10 +82,7 @@ def measure(spec: Spec, setting: Setting, ceilings: Ceilings, seconds: float) ->
         row |= _figures(case, found, {name: max(before[name], after[name]) for name in before})
         if clock:
             row["is_graph"] = {name: clock.is_graph[{"ours": case.ours, **case.peers}[name]] for name in found}
-    row |= {"peer_missing": case.missing, **case.details}
-    del case
-    gc.collect()
-    return row
+    return row | {"peer_missing": case.missing, **case.details}
 
 
 def _figures(case: Case, found: dict[str, Times], rates: dict[str, float]) -> dict[str, Any]:
@@ -110,12 +118,12 @@ def _specs(families: list[str] | None, only: str, quick: bool, device: str) -> I
                 yield spec
 
 
-def make_setting(dtype: str, device: str, vllm: Path | None) -> Setting:
+def make_setting(dtype: str, device: str, vllm: Path | None, quick: bool = False) -> Setting:
     """Raises `ValueError` where there is no such device, or no kernels of ours for it."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no GPU")
     max_bytes = torch.cuda.mem_get_info()[1] // 8 if device == "cuda" else 3 << 30
-    setting = Setting(dtype, device, cold_bytes(device), max_bytes)
+    setting = Setting(dtype, device, cold_bytes(device), max_bytes, is_quick=quick)
     if vllm is None:
         return setting
     try:
@@ -132,5 +140,10 @@ def _print_ceilings(found: dict[str, float]) -> None:
 
 
 def _print_progress(row: dict[str, Any]) -> None:
-    result = f"{row['median_us']:.1f} us" if row["is_correct"] else f"WRONG: {row['max_error']} > {row['allowed_error']}"
+    if "error" in row:
+        result = f"FAILED: {row['error']}"
+    elif row["is_correct"]:
+        result = f"{row['median_us']:.1f} us"
+    else:
+        result = f"WRONG: {row['max_error']} > {row['allowed_error']}"
     print(f"{row['op']} {row['case']}: {result}", file=sys.stderr, flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 MIN_WIDTH = 150
@@ -32,6 +33,8 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
+    if "error" in row:
+        return [row["op"], row["case"], "", "[red]failed[/red]", "", "", "", "", escape(row["error"])]
     name = [row["op"], row["case"], row["dtype"]]
     if not row["is_correct"]:
         return [*name, "[red]wrong[/red]", "", "", "", "", f"error {row['max_error']}, allowed {row['allowed_error']:.3g}"]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from benchmarks.kernels.cases import PeerError, Variant
+from benchmarks.kernels.cases import Variant, reason
 
 PAUSE = 0.003
 """Seconds between variants: worker threads spin for about a millisecond after a call, and would be in the way of another's."""
@@ -49,18 +50,29 @@ def times(
     """
     samplers: dict[str, Sampler] = {}
     for name, variant in variants.items():
-        try:
+        with _failing_into(missing, name):
             samplers[name] = prepare(variant)
-        except PeerError as error:
-            missing[name] = str(error)
     samples: dict[str, list[tuple[float, bool]]] = {name: [] for name in samplers}
     end = time.perf_counter() + seconds
     for done in range(MAX_ROUNDS):
         if done >= MIN_ROUNDS and time.perf_counter() > end:
             break
         for name, found in samples.items():
-            found.append(samplers[name]())
-    return {name: _summary(found) for name, found in samples.items()}
+            if name not in missing:
+                with _failing_into(missing, name):
+                    found.append(samplers[name]())
+    return {name: _summary(found) for name, found in samples.items() if name not in missing}
+
+
+@contextmanager
+def _failing_into(missing: dict[str, str], name: str) -> Iterator[None]:
+    """A peer that fails becomes a missing one; without ours there is nothing to compare it with, so that is raised."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  (other people's code, which must not end the run)
+        if name == "ours":
+            raise
+        missing[name] = reason(error)
 
 
 def _summary(samples: list[tuple[float, bool]]) -> Times:

@@ -40,6 +40,7 @@ def test_every_op_has_cases():
 
 
 TRITON_OPS = {"append", "attend", "copy_tails", "fork", "prune", "sample", "score"}
+CUDA_OPS = {"copy_tails", "prune", "sample", "score"}
 
 
 @pytest.mark.parametrize("name", sorted(TRITON_OPS))
@@ -48,3 +49,9 @@ def test_triton_kernels_are_among_those_walked(name):
     if "not installed" in missing or os.environ.get("TRITON_INTERPRET") == "0":
         pytest.skip(missing)
     assert "triton" in tts_kernels.OPS[name].backends, missing
+
+
+@pytest.mark.skipif(not (torch.cuda.is_available() and torch.version.cuda), reason="no NVIDIA GPU")
+@pytest.mark.parametrize("backend, ops", [("triton", TRITON_OPS), ("cuda", CUDA_OPS)])
+def test_on_a_gpu_all_kernels_for_it_are_among_those_walked(backend, ops):
+    assert {name for name, op in tts_kernels.OPS.items() if backend in op.backends} == ops
