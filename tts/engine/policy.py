@@ -492,7 +492,7 @@ class Policy:
         for slot in slots[(kind == STEP) & ~is_step & ~is_limit].tolist():
             rows.held[slot].cuts += (int(rows.count[slot]),)
         ended = is_stop | is_step | is_limit | watched
-        which = np.select([is_stop, is_limit, is_step], [0, 1, 2], 3)[ended]
+        which = np.where(is_stop, 0, np.where(is_limit, 1, np.where(is_step, 2, 3)))[ended]
         leaving = slots[ended].tolist()
         leaves = rows.leaf[leaving].tolist()
         for row, leaf, end in zip(rows.leave(leaving), leaves, which.tolist()):
