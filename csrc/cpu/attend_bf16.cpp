@@ -284,7 +284,7 @@ class Task {
         products_.add(scores_of(tile(i + 1), view(i + 1), scores_[turn(i + 1)]));
       }
       if (i >= begin && i < end) weigh_tile(tile(i), view(i), scores_[turn(i)], weights_[turn(i)]);
-      products_.finish();
+      products_.finish([&] { ahead_.ask(); });
       if (i > begin && num_odd_ > 0) add_odd_values(tile(i - 1), view(i - 1).sees, weights_[turn(i - 1)]);
     }
   }

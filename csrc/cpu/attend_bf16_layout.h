@@ -115,7 +115,7 @@ TTS_TARGET_AVX512_BF16 float copy_keys(const BF16* const* rows, int64_t tokens, 
       most = larger(most, key);
       _mm512_store_si512(keys + d, key);
     }
-    if (t % 3 == 0) ahead.ask();
+    if (t % 4 == 0) ahead.ask();
   }
   return largest_of(most);
 }

@@ -72,8 +72,10 @@ class TileStream {
     end_sums();
   }
 
-  TTS_TARGET_AMX void finish() {
-    while (first_ < last_) step();
+  // The steps that are left, a call of `beside` with each.
+  template <class Beside>
+  TTS_TARGET_AMX void finish(Beside&& beside) {
+    for (; first_ < last_; beside()) step();
   }
 
  private:
@@ -168,7 +170,8 @@ class DotStream {
 
   int64_t num_steps() const { return 0; }
   void step() {}
-  void finish() {}
+  template <class Beside>
+  void finish(Beside&&) {}
 };
 
 }  // namespace
