@@ -41,8 +41,8 @@ struct Lines {
 };
 
 constexpr Lines make_lines() {
-  constexpr double kRoot = 1.0218971486541166, kOne = 32768,
-                   kHalf = 128.5;  // 2^(1/32), 2^15, of the eighth bit and of what is cut off
+  constexpr double kRoot = 1.0218971486541166;   // 2^(1/32)
+  constexpr double kOne = 32768, kHalf = 128.5;  // of the eighth bit, and of the unit that is cut off
   Lines lines;
   double from = 1;
   for (int i = 0; i < 32; ++i, from *= kRoot) {
@@ -112,8 +112,9 @@ TTS_TARGET_AVX512_BF16 inline Exponents place_with_care(float* scores, int64_t t
       float& score = scores[t * kLanes + lane];
       const float x = score * factor - base;
       if (std::isnan(x)) total[lane] = NAN;
-      score =
-          is_small ? std::fmaf(score, factor * Exponents::kUnit, (255 - base) * Exponents::kUnit) : (255 + x) * Exponents::kUnit;
+      // A large product may lie above the maximum by its rounding, which comes to more than 1.
+      score = is_small ? std::fmaf(score, factor * Exponents::kUnit, (255 - base) * Exponents::kUnit)
+                       : (255 + std::min(x, 0.0f)) * Exponents::kUnit;
     }
   }
   return {_mm512_set1_ps(1), _mm512_setzero_ps()};
