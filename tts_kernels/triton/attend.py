@@ -144,6 +144,8 @@ def _tiling(num_rows: int, head_dim: int, itemsize: int) -> tuple[int, int, dict
     block_m = 16 if itemsize == 4 or block_d > 128 else min(64, max(16, triton.next_power_of_2(num_rows)))
     is_large = block_m * block_d * itemsize > 8192
     block_n = 32 if itemsize == 4 or is_large or block_d > 128 else 64
+    if itemsize * block_d > 512:
+        block_n = 16  # AMD has 64 KB for keys and values in two stages
     return block_m, block_n, {"num_warps": 8 if is_large else 4, "num_stages": 2}
 
 
