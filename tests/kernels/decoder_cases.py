@@ -66,7 +66,7 @@ def _weights(dtype, num_layers, heads, sizes, is_qwen, seed) -> dict[str, torch.
 
 
 def _neighbour(batch, contexts, settings, weights, seed):
-    """What comes out, computed exactly, where all that goes in is off by up to one rounding of its dtype.
+    """What comes out, computed exactly, where all that goes in is off by up to two roundings of its dtype: its own and a sum's.
 
     A chain of layers may magnify a rounding: RMSNorm does where a row is near 0. The error of one run in `dtype` shows that only
     if its own roundings happen to.
@@ -75,7 +75,7 @@ def _neighbour(batch, contexts, settings, weights, seed):
 
     def off(x):
         noise = 2 * torch.rand(x.shape, generator=rng, dtype=torch.float64) - 1
-        return x.double() * (1 + torch.finfo(x.dtype).eps * noise)
+        return x.double() * (1 + 2 * torch.finfo(x.dtype).eps * noise)
 
     hidden, *rest = batch
     near = {name: None if x is None else off(x) for name, x in weights.items()}
