@@ -30,7 +30,6 @@ import inspect
 import re
 from collections import namedtuple
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from types import CodeType
 from typing import Any
@@ -120,11 +119,6 @@ def _value(code: CodeType, dims: dict[str, int]) -> Any:
     return eval(code, _NO_BUILTINS, dims)
 
 
-def _current(device: torch.device) -> AbstractContextManager:
-    """Makes the GPU of the tensors the current one, which is where kernels are launched."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
 def _as_tensor(array: Any) -> torch.Tensor:
     """A tensor over the memory of a numpy array or of what speaks DLPack, which takes read-only memory without a warning."""
     if isinstance(array, np.ndarray) and array.flags.writeable:
@@ -212,11 +206,11 @@ class Op:
             given = out if isinstance(out, (tuple, list)) else (out,)
             outputs = self._check_given(given, dims, dtype, device)
         named_outputs = dict(zip(self._output_names, outputs))
-        if device is CPU:
-            chosen.fn(*values, **named_outputs)
-        else:
-            with _current(device):
+        if device.type == "cuda":
+            with torch.cuda.device(device):  # where kernels are launched
                 chosen.fn(*values, **named_outputs)
+        else:
+            chosen.fn(*values, **named_outputs)
         if self.result is not None:
             return self.result._make(given)
         return given[0] if given else None
