@@ -139,7 +139,7 @@ class Task {
 
   // The tile with the first lane of a query, and the one behind the last lane of those before a query.
   int64_t tile_of(int64_t query) const { return (query - q0_) * lanes_ / kLanes; }
-  int64_t tile_behind(int64_t query) const { return ((query - q0_) * lanes_ + kLanes - 1) / kLanes; }
+  int64_t tile_behind(int64_t query) const { return in_blocks((query - q0_) * lanes_, kLanes); }
 
   // The query of a lane and its head within the group; -1 where the lane is not used.
   int64_t query_of(int64_t tile, int64_t lane, int64_t* head) const {
@@ -354,7 +354,7 @@ int64_t lanes_per_query(const Segmenter& s, int64_t group) {
   if (group > kLanes) padded = round_up(group, kLanes);
   const auto work = [&](int64_t lanes) {
     int64_t sum = 0;
-    for (const Segment& x : s.segments) sum += x.tokens * ((x.q1 * lanes + kLanes - 1) / kLanes - x.q0 * lanes / kLanes);
+    for (const Segment& x : s.segments) sum += x.tokens * (in_blocks(x.q1 * lanes, kLanes) - x.q0 * lanes / kLanes);
     return sum;
   };
   return work(group) < work(padded) ? group : padded;
@@ -364,12 +364,12 @@ template <class Products>
 void run(const Attend& p) {
   Segmenter& segmenter = thread_owned<Segmenter>();
   segmenter.run(p);
-  const int64_t lanes = lanes_per_query(segmenter, p.H / p.G), all_tiles = (p.N * lanes + kLanes - 1) / kLanes;
+  const int64_t lanes = lanes_per_query(segmenter, p.H / p.G), all_tiles = in_blocks(p.N * lanes, kLanes);
   const int threads = segmenter.work * p.H * p.D * 2 > kParallelWork ? max_threads() : 1;
-  const int64_t share = (all_tiles * p.G + kTasksPerThread * threads - 1) / (kTasksPerThread * threads);
+  const int64_t share = in_blocks(all_tiles * p.G, kTasksPerThread * threads);
   const int64_t tiles = std::clamp(share, kMinTiles, kMaxTiles);
-  const int64_t queries = std::max<int64_t>(1, tiles * kLanes / lanes), blocks = (p.N + queries - 1) / queries;
-  const int64_t bytes = round_up(Task<Products>::bytes(p, std::max(tiles, (lanes + kLanes - 1) / kLanes)), 64);
+  const int64_t queries = std::max<int64_t>(1, tiles * kLanes / lanes), blocks = in_blocks(p.N, queries);
+  const int64_t bytes = round_up(Task<Products>::bytes(p, std::max(tiles, in_blocks(lanes, kLanes))), 64);
   char* memory = static_cast<char*>(thread_owned<Scratch>().take(threads * bytes));
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
