@@ -20,6 +20,7 @@
 #include "common/threads.h"
 #include "common/tiles.h"
 #include "cpu/attend.h"
+#include "cpu/attend_bf16_eight.h"
 #include "cpu/attend_bf16_layout.h"
 #include "cpu/attend_bf16_products.h"
 #include "cpu/attend_bf16_segments.h"
@@ -32,6 +33,7 @@ namespace {
 
 constexpr int64_t kMinTiles = 4, kMaxTiles = 32;  // per task
 constexpr int64_t kTasksPerThread = 2;
+constexpr int64_t kMostEights = 2;          // eight lanes each, that a block meets without being laid out
 constexpr int64_t kParallelWork = 1 << 18;  // multiply-adds below which a second thread costs more than it saves
 constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
 
@@ -39,21 +41,23 @@ constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
 
 struct Tile {
   BF16* queries;   // [D / 2][16][2], D in whole chunks of 32
-  float* sums;     // [D][16]
+  float* sums;     // [D][16], or [16][D in chunks] as eight lanes take them: `by_lane`
   float* maximum;  // [16] powers of two that the weights are relative to; -inf: no token yet
   float* total;    // [2][16] sums of the weights at even and at odd pairs of positions
   int32_t* query;  // [16] the query of each lane, -1: none
   float* largest;  // [1] magnitude of the queries
+  bool* by_lane;
 
-  static int64_t bytes(int64_t dim) { return round_up(dim, 32) * 32 + round_up(dim, 16) * 64 + 5 * 64; }
+  static int64_t bytes(int64_t dim) { return round_up(dim, 32) * (32 + 64) + 5 * 64; }
 
   Tile(char* memory, int64_t dim)
       : queries(reinterpret_cast<BF16*>(memory)),
         sums(reinterpret_cast<float*>(memory + round_up(dim, 32) * 32)),
-        maximum(sums + round_up(dim, 16) * kLanes),
+        maximum(sums + round_up(dim, 32) * kLanes),
         total(maximum + kLanes),
         query(reinterpret_cast<int32_t*>(total + 2 * kLanes)),
-        largest(total + 3 * kLanes) {}
+        largest(total + 3 * kLanes),
+        by_lane(reinterpret_cast<bool*>(largest + 1)) {}
 };
 
 // Raises the maximum of each lane to a power of two not below `most`, and rescales what was summed: exactly.
@@ -111,6 +115,7 @@ class Task {
     scores_[0] = reinterpret_cast<float*>(weights_[1] + kBlockTokens * kLanes);
     scores_[1] = scores_[0] + kBlockTokens * kLanes;
     odd_ = reinterpret_cast<OddValue*>(scores_[1] + kBlockTokens * kLanes);
+    turned_ = reinterpret_cast<float*>(keys_);  // which no block needs then
   }
 
   void run() {
@@ -120,9 +125,13 @@ class Task {
     for (int64_t at = 0; blocks[at].segment != nullptr; at = 1 - at) {
       const Block &here = blocks[at], &following = blocks[1 - at];
       advance(&blocks[1 - at]);
-      lay_out(here, following);
+      ahead_.begin(following.runs, p_.D);
+      if (meet_in_eights(here)) continue;
+      use_tiles(false);
+      lay_out(here);
       meet(here);
     }
+    use_tiles(false);
     for (int64_t i = 0; i < num_tiles(); ++i) end(i);
   }
 
@@ -134,12 +143,8 @@ class Task {
 
   int64_t key_stride() const { return round_up(p_.D, 32); }
   int64_t group() const { return p_.H / p_.G; }
-  int64_t num_tiles() const { return tile_behind(q1_); }
+  int64_t num_tiles() const { return in_blocks((q1_ - q0_) * lanes_, kLanes); }
   Tile tile(int64_t i) const { return {memory_ + shared_bytes(p_.D) + i * Tile::bytes(p_.D), p_.D}; }
-
-  // The tile with the first lane of a query, and the one behind the last lane of those before a query.
-  int64_t tile_of(int64_t query) const { return (query - q0_) * lanes_ / kLanes; }
-  int64_t tile_behind(int64_t query) const { return in_blocks((query - q0_) * lanes_, kLanes); }
 
   // The query of a lane and its head within the group; -1 where the lane is not used.
   int64_t query_of(int64_t tile, int64_t lane, int64_t* head) const {
@@ -159,14 +164,15 @@ class Task {
     }
     *t.largest = pack_queries(rows, p_.D, p_.scale < 0, t.queries);
     std::memset(t.total, 0, 2 * kLanes * sizeof(float));
-    std::memset(t.sums, 0, static_cast<size_t>(round_up(p_.D, 16) * kLanes) * sizeof(float));
+    std::memset(t.sums, 0, static_cast<size_t>(key_stride() * kLanes) * sizeof(float));
+    *t.by_lane = false;
   }
 
-  // Up to kBlockTokens tokens of a segment, from its token `done` on, and the tiles that read them.
+  // Up to kBlockTokens tokens of a segment, from its token `done` on, and the lanes that read them.
   struct Block {
     const Segment* segment = nullptr;
-    int64_t done = 0, tokens = 0, first_tile = 0, last_tile = 0;
-    Rows rows;
+    int64_t done = 0, tokens = 0, first_lane = 0, last_lane = 0;
+    Runs runs;
   };
 
   // The next block of the task; without a segment behind the last.
@@ -174,18 +180,18 @@ class Task {
     while (left_ == 0) {
       if (next_segment_ == s_.segments.size()) {
         block->segment = nullptr;
-        block->tokens = 0;
+        block->runs.size = 0;
         return;
       }
       open(s_.segments[next_segment_++]);
     }
     const Segment& segment = s_.segments[next_segment_ - 1];
     block->segment = &segment;
-    block->first_tile = tile_of(std::max<int64_t>(segment.q0, q0_));
-    block->last_tile = tile_behind(std::min<int64_t>(segment.q1, q1_));
+    block->first_lane = (std::max<int64_t>(segment.q0, q0_) - q0_) * lanes_;
+    block->last_lane = (std::min<int64_t>(segment.q1, q1_) - q0_) * lanes_;
     block->done = done_;
     block->tokens = std::min(kBlockTokens, left_);
-    find_rows(block->tokens, &block->rows);
+    find_runs(block->tokens, &block->runs);
     done_ += block->tokens;
     left_ -= block->tokens;
   }
@@ -198,18 +204,18 @@ class Task {
     span_ = segment.first_span;
   }
 
-  void find_rows(int64_t tokens, Rows* rows) {
+  void find_runs(int64_t tokens, Runs* runs) {
     const auto* keys = static_cast<const BF16*>(p_.keys.data) + g_ * p_.keys.head;
     const auto* values = static_cast<const BF16*>(p_.values.data) + g_ * p_.values.head;
-    for (int64_t t = 0; t < tokens;) {
+    runs->size = 0;
+    runs->key_stride = p_.keys.slot;
+    runs->value_stride = p_.values.slot;
+    for (int64_t left = tokens; left > 0;) {
       const Span& span = s_.spans[span_];
-      const int64_t count = std::min(tokens - t, span.count - offset_), slot = span.first + offset_;
-      const BF16* key = keys + span.page * p_.keys.page + slot * p_.keys.slot;
-      const BF16* value = values + span.page * p_.values.page + slot * p_.values.slot;
-      for (int64_t i = 0; i < count; ++i, ++t, key += p_.keys.slot, value += p_.values.slot) {
-        rows->keys[t] = key;
-        rows->values[t] = value;
-      }
+      const int64_t count = std::min(left, span.count - offset_), slot = span.first + offset_;
+      runs->run[runs->size++] = {keys + span.page * p_.keys.page + slot * p_.keys.slot,
+                                 values + span.page * p_.values.page + slot * p_.values.slot, count, slot};
+      left -= count;
       if ((offset_ += count) == span.count) {
         ++span_;
         offset_ = 0;
@@ -217,11 +223,12 @@ class Task {
     }
   }
 
-  // Brings a block into keys_ and values_, and asks for the following one.
-  TTS_TARGET_AVX512_BF16 void lay_out(const Block& block, const Block& following) {
-    ahead_.begin(following.rows, following.tokens, p_.D);
-    largest_key_ = copy_keys(block.rows.keys, block.tokens, p_.D, keys_, key_stride(), ahead_);
-    const bool all_finite = transpose_values(block.rows.values, block.tokens, p_.D, values_, ahead_);
+  // Brings a block into keys_ and values_.
+  TTS_TARGET_AVX512_BF16 void lay_out(const Block& block) {
+    for (int64_t i = block.first_lane / kLanes; i < in_blocks(block.last_lane, kLanes); ++i) keep_sums(tile(i), false);
+    const Rows rows(block.runs);
+    largest_key_ = copy_keys(rows.keys, block.tokens, p_.D, keys_, key_stride(), ahead_);
+    const bool all_finite = transpose_values(rows.values, block.tokens, p_.D, values_, ahead_);
     num_odd_ = all_finite ? 0 : take_out_odd_values(values_, block.tokens, p_.D, odd_);
   }
 
@@ -273,7 +280,7 @@ class Task {
   // the scores of the following one and the sums of the one before.
   void meet(const Block& block) {
     View views[3];
-    const int64_t begin = block.first_tile, end = block.last_tile;
+    const int64_t begin = block.first_lane / kLanes, end = in_blocks(block.last_lane, kLanes);
     const auto view = [&](int64_t i) -> View& { return views[(i - begin) % 3]; };
     const auto turn = [&](int64_t i) { return (i - begin) % 2; };
     for (int64_t i = begin - 1; i <= end; ++i) {
@@ -289,6 +296,105 @@ class Task {
     }
   }
 
+  // Where few lanes read a block, eight of them at a time. False where that is not the case, or a value is infinite or NaN.
+  TTS_TARGET_AMX bool meet_in_eights(const Block& block) {
+    if constexpr (!Products::kTakesEight) return false;
+    const int64_t begin = block.first_lane / kEight, end = in_blocks(block.last_lane, kEight);
+    if (end - begin > kMostEights) return false;
+    for (int64_t i = begin / 2; i <= (end - 1) / 2; ++i) keep_sums(tile(i), true);
+    use_tiles(true);
+    KeyTile keys[kBlockTokens];
+    const int64_t num_keys = find_keys(block, keys);
+    Interleaver values(block.runs, block.tokens, p_.D, values_);
+    for (int64_t i = begin; i < end; ++i) {
+      const Tile at = tile(i / 2);
+      View view;
+      look(at, block, &view);
+      score_eight(keys, num_keys, at.queries + i % 2 * kLanes, p_.D, scores_[0], [&]() TTS_TARGET_AMX {
+        if (i > begin) return;
+        values.step();
+        ahead_.ask(3);
+      });
+      values.finish();
+      if (!values.all_finite()) return false;
+      if (view.tokens == 0) continue;
+      weigh_lanes(at, i % 2 * kEight, view, scores_[0], weights_[0]);
+      sum_eight(weights_[0], values_, view.tokens, p_.D, at.sums + i % 2 * kEight * key_stride(), ahead_);
+    }
+    return true;
+  }
+
+  // Tiles over the keys of a block, where they lie if their pages take sixteen; else the keys are copied. Returns their number.
+  TTS_TARGET_AVX512_BF16 int64_t find_keys(const Block& block, KeyTile* keys) {
+    const Runs& runs = block.runs;
+    int64_t num_keys = 0, at = 0;
+    if (p_.D % kTileDepth == 0 && p_.S >= kTileRows) {
+      for (int64_t i = 0; i < runs.size; ++i)
+        for (int64_t done = 0; done < runs.run[i].tokens; done += kTileRows, ++num_keys) {
+          const int64_t count = std::min(kTileRows, runs.run[i].tokens - done), slot = runs.run[i].slot + done;
+          const int64_t skipped = std::max<int64_t>(0, slot + kTileRows - p_.S);
+          keys[num_keys] = {runs.run[i].key + (done - skipped) * runs.key_stride, runs.key_stride, skipped, at, count};
+          at += count;
+        }
+      return num_keys;
+    }
+    copy_keys(Rows(block.runs).keys, block.tokens, p_.D, keys_, key_stride(), ahead_);
+    for (; at < block.tokens; at += kTileRows, ++num_keys)
+      keys[num_keys] = {keys_ + at * key_stride(), key_stride(), 0, at, std::min(kTileRows, block.tokens - at)};
+    return num_keys;
+  }
+
+  // The tiles of the calling thread are full ones, or those that eight lanes take.
+  TTS_TARGET_AMX void use_tiles(bool of_eight) {
+    if (tiles_of_eight_ == of_eight) return;
+    _tile_loadconfig(of_eight ? &kEightTiles : &kFullTiles);
+    tiles_of_eight_ = of_eight;
+  }
+
+  // Brings the sums of a tile into the order that is asked for.
+  void keep_sums(const Tile& tile, bool by_lane) {
+    if (*tile.by_lane == by_lane) return;
+    turn_sums(tile.sums, p_.D, by_lane, turned_);
+    *tile.by_lane = by_lane;
+  }
+
+  TTS_TARGET_AVX512_BF16 void weigh_lanes(const Tile& tile, int64_t first, const View& view, float* scores, BF16* weights) {
+    const float factor = std::max(std::fabs(p_.scale) * kLog2E, FLT_MIN);  // what is hidden is -inf, which 0 would make NaN
+    const __m512i sees = _mm512_broadcast_i64x4(_mm256_load_si256(reinterpret_cast<const __m256i*>(view.sees + first)));
+    float magnitude;
+    const __m512 most = view.hides ? largest_of_eight<true>(scores, view.tokens, sees, &magnitude)
+                                   : largest_of_eight<false>(scores, view.tokens, sees, &magnitude);
+    float* totals[2] = {tile.total + first, tile.total + kLanes + first};
+    raise_lanes(tile, first, _mm512_mul_ps(most, _mm512_set1_ps(factor)));
+    const __m512 maximum = _mm512_broadcast_f32x8(_mm256_load_ps(tile.maximum + first));
+    const Exponents exponents = magnitude * factor < Exponents::kMost
+                                    ? Exponents::of(factor, maximum)
+                                    : place_with_care(scores, view.tokens, kEight, factor, tile.maximum + first, totals[0]);
+    __m512 total = _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_load_ps(totals[0])), _mm256_load_ps(totals[1]), 1);
+    total = weigh_eight(scores, view.tokens, exponents, total, weights, ahead_);
+    _mm256_store_ps(totals[0], _mm512_castps512_ps256(total));
+    _mm256_store_ps(totals[1], _mm512_extractf32x8_ps(total, 1));
+  }
+
+  // raise_maximum of eight lanes, whose sums lie by lane.
+  TTS_TARGET_AVX512_BF16 void raise_lanes(const Tile& tile, int64_t first, __m512 most) {
+    const __m256 before = _mm256_load_ps(tile.maximum + first);
+    const __m256 after =
+        _mm256_max_ps(_mm256_roundscale_ps(_mm512_castps512_ps256(most), _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC), before);
+    const __mmask8 changes = _mm256_cmp_ps_mask(after, before, _CMP_NEQ_UQ);
+    if (changes == 0) return;
+    _mm256_store_ps(tile.maximum + first, after);
+    alignas(32) float factors[kEight];
+    _mm256_store_ps(factors, _mm256_scalef_ps(_mm256_set1_ps(1.0f), _mm256_sub_ps(before, after)));
+    for (int64_t lane = 0; lane < kEight; ++lane) {
+      if ((changes >> lane & 1) == 0) continue;
+      tile.total[first + lane] *= factors[lane];
+      tile.total[kLanes + first + lane] *= factors[lane];
+      float* sums = tile.sums + (first + lane) * key_stride();
+      for (int64_t d = 0; d < key_stride(); ++d) sums[d] *= factors[lane];
+    }
+  }
+
   TTS_TARGET_AMX void weigh_tile(const Tile& tile, const View& view, float* scores, BF16* weights) {
     if (view.tokens == 0) return;
     const float factor = std::max(std::fabs(p_.scale) * kLog2E, FLT_MIN);  // what is hidden is -inf, which 0 would make NaN
@@ -299,8 +405,8 @@ class Task {
     const __m512 maximum = _mm512_load_ps(tile.maximum);
     const float bound = (static_cast<float>(p_.D) * *tile.largest * largest_key_ + FLT_MIN) * factor;  // of scores and maximum
     const bool is_bounded = bound < Exponents::kMost || !needs_care(scores, view.tokens, maximum);
-    const Exponents exponents =
-        is_bounded ? Exponents::of(factor, maximum) : place_with_care(scores, view.tokens, factor, tile.maximum, tile.total);
+    const Exponents exponents = is_bounded ? Exponents::of(factor, maximum)
+                                           : place_with_care(scores, view.tokens, kLanes, factor, tile.maximum, tile.total);
     weigh(tile, scores, view.tokens, exponents, weights, products_, ahead_);
   }
 
@@ -308,24 +414,26 @@ class Task {
     const Tile t = tile(i);
     const __m512 total = _mm512_add_ps(_mm512_load_ps(t.total), _mm512_load_ps(t.total + kLanes));
     const __mmask16 is_empty = _mm512_cmp_ps_mask(total, _mm512_setzero_ps(), _CMP_EQ_OQ);
-    alignas(64) float totals[kLanes];
+    alignas(64) float totals[kLanes], inverses[kLanes];
     _mm512_store_ps(totals, total);
-    const __m512 inverse =
-        _mm512_mask_div_ps(_mm512_setzero_ps(), static_cast<__mmask16>(~is_empty), _mm512_set1_ps(1.0f), total);
+    _mm512_store_ps(inverses,
+                    _mm512_mask_div_ps(_mm512_setzero_ps(), static_cast<__mmask16>(~is_empty), _mm512_set1_ps(1), total));
     BF16* rows[kLanes];
     for (int64_t lane = 0, head; lane < kLanes; ++lane) {
       const int64_t query = query_of(i, lane, &head), at = query * p_.H + g_ * group() + head;
       rows[lane] = query < 0 ? nullptr : static_cast<BF16*>(p_.out) + at * p_.D;
       if (query >= 0) p_.lse[at] = totals[lane] == 0 ? -INFINITY : (t.maximum[lane] + std::log2(totals[lane])) * kLn2;
     }
-    for (int64_t d = 0; d < p_.D; d += 16) {
-      __m512i m[16];
-      for (int j = 0; j < 16; ++j) m[j] = _mm512_castps_si512(_mm512_mul_ps(_mm512_load_ps(t.sums + (d + j) * kLanes), inverse));
-      transpose(m);
-      const __mmask16 exists = p_.D - d >= 16 ? 0xFFFF : 0x00FF;
-      for (int lane = 0; lane < kLanes; ++lane) {
-        const __m256bh row = _mm512_cvtneps_pbh(_mm512_castsi512_ps(m[lane]));
-        if (rows[lane] != nullptr) _mm256_mask_storeu_epi16(rows[lane] + d, exists, reinterpret_cast<const __m256i&>(row));
+    keep_sums(t, true);
+    const __m512i in_turn = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);  // what lies first and second, four elements at a time
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      const __m512 factor = _mm512_set1_ps(inverses[lane]);
+      const float* sums = t.sums + lane * key_stride();
+      for (int64_t d = 0; rows[lane] != nullptr && d < p_.D; d += 32) {
+        const __m512bh out = _mm512_cvtne2ps_pbh(_mm512_mul_ps(_mm512_load_ps(sums + d + 16), factor),
+                                                 _mm512_mul_ps(_mm512_load_ps(sums + d), factor));
+        const __m512i row = _mm512_permutexvar_epi64(in_turn, reinterpret_cast<const __m512i&>(out));
+        _mm512_mask_storeu_epi16(rows[lane] + d, p_.D - d >= 32 ? ~0u : (1u << (p_.D - d)) - 1, row);
       }
     }
   }
@@ -338,7 +446,9 @@ class Task {
   BF16* weights_[2];      // [kBlockTokens / 2][16][2] of a tile and of the following one
   float* scores_[2];      // [kBlockTokens][16]
   OddValue* odd_;         // [num_odd_] of the block at hand
+  float* turned_;         // [16][D in chunks] while sums are turned
   int64_t num_odd_ = 0;
+  bool tiles_of_eight_ = false;
   float largest_key_ = 0;  // magnitude, of the block at hand
   Products products_;
   Ahead ahead_;

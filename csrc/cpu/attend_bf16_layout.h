@@ -73,36 +73,65 @@ TTS_TARGET_AVX512_BF16 float pack_queries(const BF16* const* rows, int64_t dim, 
   return largest_of(most);
 }
 
-// The rows of a block of tokens, in the order of the context.
+// Keys and values of a block of tokens, in the order of the context: in runs of tokens that lie one behind the other.
+struct Run {
+  const BF16 *key, *value;
+  int64_t tokens, slot;  // slot: of the first in its page
+};
+struct Runs {
+  Run run[kBlockTokens];
+  int64_t size = 0, key_stride = 0, value_stride = 0;  // elements from one token to the next
+};
+
+// Token by token.
 struct Rows {
   const BF16 *keys[kBlockTokens], *values[kBlockTokens];
+
+  explicit Rows(const Runs& runs) {
+    for (int64_t i = 0, t = 0; i < runs.size; ++i)
+      for (int64_t j = 0; j < runs.run[i].tokens; ++j, ++t) {
+        keys[t] = runs.run[i].key + j * runs.key_stride;
+        values[t] = runs.run[i].value + j * runs.value_stride;
+      }
+  }
 };
 
 // Asks for the rows of the block after the one at hand, token by token: few lines are under way at a time, so they are asked for
 // between the other work, not at once.
 class Ahead {
  public:
-  void begin(const Rows& rows, int64_t tokens, int64_t dim) {
-    rows_ = &rows;
-    tokens_ = tokens;
+  void begin(const Runs& runs, int64_t dim) {
+    runs_ = &runs;
     row_bytes_ = dim * 2;
-    token_ = 0;
+    next_ = 0;
+    left_ = 0;
   }
 
   TTS_INLINE void ask() {
-    if (token_ >= tokens_) return;
-    const auto *key = reinterpret_cast<const char*>(rows_->keys[token_]),
-               *value = reinterpret_cast<const char*>(rows_->values[token_]);
-    for (int64_t byte = 0; byte < row_bytes_; byte += 64) {
-      __builtin_prefetch(key + byte, 0, 2);
-      __builtin_prefetch(value + byte, 0, 2);
+    if (left_ == 0) {
+      if (next_ == runs_->size) return;
+      const Run& run = runs_->run[next_++];
+      key_ = reinterpret_cast<const char*>(run.key);
+      value_ = reinterpret_cast<const char*>(run.value);
+      left_ = run.tokens;
     }
-    ++token_;
+    for (int64_t byte = 0; byte < row_bytes_; byte += 64) {
+      __builtin_prefetch(key_ + byte, 0, 2);
+      __builtin_prefetch(value_ + byte, 0, 2);
+    }
+    key_ += runs_->key_stride * 2;
+    value_ += runs_->value_stride * 2;
+    --left_;
+  }
+
+  TTS_INLINE void ask(int tokens) {
+    for (; tokens > 0; --tokens) ask();
   }
 
  private:
-  const Rows* rows_ = nullptr;
-  int64_t tokens_ = 0, row_bytes_ = 0, token_ = 0;
+  const Runs* runs_ = nullptr;
+  const char *key_ = nullptr, *value_ = nullptr;
+  int64_t row_bytes_ = 0, next_ = 0, left_ = 0;
 };
 
 // Returns the largest magnitude.

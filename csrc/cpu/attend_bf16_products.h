@@ -34,6 +34,7 @@ struct Product {
 class TileStream {
  public:
   using Session = TileSession;
+  static constexpr bool kTakesEight = true;
 
   void begin() { first_ = last_ = 0; }
 
@@ -147,6 +148,7 @@ class TileStream {
 class DotStream {
  public:
   struct Session {};
+  static constexpr bool kTakesEight = false;
 
   void begin() {}
 

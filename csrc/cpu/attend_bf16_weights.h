@@ -103,13 +103,13 @@ TTS_TARGET_AVX512_BF16 inline bool needs_care(const float* scores, int64_t token
 
 // Puts in the place of scores of any size what needs neither scale nor offset; the same numbers where `Exponents` is exact. A
 // lane with a NaN or an infinite maximum gets a NaN as its total.
-TTS_TARGET_AVX512_BF16 inline Exponents place_with_care(float* scores, int64_t tokens, float factor, const float* maximum,
-                                                        float* total) {
-  for (int64_t lane = 0; lane < kLanes; ++lane) {
+TTS_TARGET_AVX512_BF16 inline Exponents place_with_care(float* scores, int64_t tokens, int64_t lanes, float factor,
+                                                        const float* maximum, float* total) {
+  for (int64_t lane = 0; lane < lanes; ++lane) {
     const float base = maximum[lane] == -INFINITY ? 0 : maximum[lane];
     const bool is_small = std::fabs(base) < Exponents::kMost;
     for (int64_t t = 0; t < tokens; ++t) {
-      float& score = scores[t * kLanes + lane];
+      float& score = scores[t * lanes + lane];
       const float x = score * factor - base;
       if (std::isnan(x)) total[lane] = NAN;
       // A large product may lie above the maximum by its rounding, which comes to more than 1.

@@ -102,16 +102,19 @@ def test_a_token_of_rope_has_the_same_bits_in_every_batch_and_those_of_torch(dty
 
 
 def decode(tree, leaves, q, pages):
-    made = plan(*tree.plan_inputs(leaves, list(range(len(leaves) + 1))), backend="reference")
+    made = plan(*tree.plan_inputs(leaves, list(range(len(leaves) + 1)), max_spans=4096), backend="reference")
     items, spans = made.needed.tolist()
     return (q, *pages, made.spans[:spans], made.item_indptr[: items + 1], made.items[:items], 0.3)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("heads, kv_heads, dim", [(3, 3, 16), (7, 1, 40), (8, 2, 64)])
-def test_a_query_of_attend_has_the_same_bits_in_every_batch(dtype, heads, kv_heads, dim):
+@pytest.mark.parametrize(
+    "heads, kv_heads, dim, page_size, max_length",
+    [(3, 3, 16, 4, 30), (7, 1, 40, 4, 30), (8, 2, 64, 4, 30), (14, 2, 64, 16, 150), (8, 2, 128, 32, 90)],
+)
+def test_a_query_of_attend_has_the_same_bits_in_every_batch(dtype, heads, kv_heads, dim, page_size, max_length):
     rng = np.random.default_rng(1)
-    tree = random_tree(rng, 4, 60, max_length=30)
+    tree = random_tree(rng, page_size, 60, max_length=max_length)
     leaves = [x for x in depth_first_leaves(tree) if tree.length[x]] * 3
     q, pages = normal((len(leaves), heads, dim), dtype), filled_pages(tree, kv_heads, dim, dtype, None)
     inputs = decode(tree, leaves, q, pages)
@@ -127,12 +130,13 @@ def test_a_query_of_attend_has_the_same_bits_in_every_batch(dtype, heads, kv_hea
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", [0.2, 30.0, 1e6, -1e9])
-def test_the_bits_of_attend_do_not_depend_on_how_a_context_is_cut(dtype, scale):
+@pytest.mark.parametrize("queries, dim", [(5, 48), (2, 64)])  # many and few lanes of tiles
+def test_the_bits_of_attend_do_not_depend_on_how_a_context_is_cut(dtype, scale, queries, dim):
     rng = np.random.default_rng(2)
     tree = Tree(16, 16)
     tree.add(-1, 211)
     tokens = [[slot // 16, slot % 16] for slot in tree.tokens[0]]
-    pages, q = filled_pages(tree, 2, 48, dtype, None), normal((5, 4, 48), dtype)
+    pages, q = filled_pages(tree, 2, dim, dtype, None), normal((queries, 4, dim), dtype)
 
     def cut(span_cuts, item_cuts):
         """Spans end at page ends and at `span_cuts`, items at `item_cuts`."""
@@ -142,7 +146,7 @@ def test_the_bits_of_attend_do_not_depend_on_how_a_context_is_cut(dtype, scale):
                 spans.append([page, slot, 0])
             spans[-1][2] += 1
             if i + 1 in item_cuts or i + 1 == len(tokens):
-                items.append([0, 5, 0])
+                items.append([0, queries, 0])
                 indptr.append(len(spans))
         return attend(q, *pages, i32(spans), i32(indptr), i32(items), scale, backend="native")
 
@@ -153,11 +157,12 @@ def test_the_bits_of_attend_do_not_depend_on_how_a_context_is_cut(dtype, scale):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_causal_queries_of_attend_have_the_bits_of_decoding_one_by_one(dtype):
-    tree = Tree(4, 40)
+@pytest.mark.parametrize("page_size, dim", [(4, 16), (16, 64)])
+def test_causal_queries_of_attend_have_the_bits_of_decoding_one_by_one(dtype, page_size, dim):
+    tree = Tree(page_size, 40)
     root = tree.add(-1, 21)
     leaf = tree.add(root, 90)
-    pages, q = filled_pages(tree, 1, 16, dtype, None), normal((90, 4, 16), dtype)
+    pages, q = filled_pages(tree, 1, dim, dtype, None), normal((90, 4, dim), dtype)
     made = plan(*tree.plan_inputs([leaf], [0, 90]), backend="reference")
     items, spans = made.needed.tolist()
     at_once = attend(q, *pages, made.spans[:spans], made.item_indptr[: items + 1], made.items[:items], 0.25, backend="native")
