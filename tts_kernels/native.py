@@ -160,6 +160,11 @@ def _sample(*inputs, **outputs):
 ISAS = ("base", "avx2", "avx512", "avx512-bf16", "amx-bf16")
 
 
+def isa() -> str:
+    """The instruction set in use."""
+    return ISAS[_native.isa()]
+
+
 def limit_isa(name: str = ISAS[-1]) -> str:
     """Use no instruction set beyond `name` from now on, in the whole process, and return the one in use.
 
@@ -168,7 +173,7 @@ def limit_isa(name: str = ISAS[-1]) -> str:
     if name not in ISAS:
         raise ValueError(f"limit_isa: name must be one of {', '.join(ISAS)}, got {name!r}")
     _native.limit_isa(ISAS.index(name))
-    return ISAS[_native.isa()]
+    return isa()
 
 
 CEILINGS = ("dram_read", "dram_copy", "cache_read", "f32_fma", "bf16_dot", "bf16_tiles", "f32_exp2")

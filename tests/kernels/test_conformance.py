@@ -32,7 +32,7 @@ def walk():
 @pytest.mark.parametrize("family, backend, case, dtype, layout, device", list(walk()))
 def test_a_backend_gives_what_the_definition_says(family, backend, case, dtype, layout, device):
     made = family.cases[case](dtype)
-    compare(run(tts_kernels.OPS[family.name], made.inputs, backend, layout, device), made)
+    compare(run(tts_kernels.OPS[family.name], made.inputs, backend, layout, device), made, backend)
 
 
 def test_every_op_has_cases():

@@ -62,7 +62,7 @@ WALK = [(name, case, dtype) for name in OPS for case in FAMILIES[name].cases for
 @pytest.mark.parametrize("layout", ["dense", "scattered"])
 def test_a_cuda_kernel_gives_what_the_definition_says(ops, name, case, dtype, layout):
     made = FAMILIES[name].cases[case](dtype)
-    compare(run(ops[name], made.inputs, "cuda", layout), made)
+    compare(run(ops[name], made.inputs, "cuda", layout), made, "cuda")
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -71,7 +71,7 @@ def test_random_calls_of_cuda_kernels_give_what_the_definition_says(ops, name):
     @given(CASES[name], st.sampled_from(list(LAYOUTS)))
     def walk(case, layout):
         results = run(ops[name], case.inputs, "cuda", layout)
-        compare(results, case)
+        compare(results, case, "cuda")
         if name == "sample":
             check_draws(case.inputs, results)
 
