@@ -11,7 +11,7 @@ from tts_kernels.silu_and_mul import silu_and_mul
 
 @op(
     "hidden T[N,E], cos T[N,R], sin T[N,R], keys! T[L,P,G,S,D], values! T[L,P,G,S,D], slots i64[N] in -1..P*S, spans i32[X,3],"
-    " item_indptr i32[W+1], items i32[W,3], scale float, eps float, H int in 0..65537, F int in 0..1073741825,"
+    " item_indptr i32[W+1], items i32[W,3], scale float in -1e38..1e38, eps float, H int in 0..65537, F int in 0..1073741825,"
     " input_norm T[L,E], qkv T[L,((H+2*G)*D)/16,E/32,16,16,2], qkv_bias? T[L,((H+2*G)*D)], q_norm? T[L,D], k_norm? T[L,D],"
     " o T[L,E/16,(H*D)/32,16,16,2], o_bias? T[L,E], post_norm T[L,E],"
     " gate_up T[L,(2*F)/16,E/32,16,16,2], gate_up_bias? T[L,(2*F)], down T[L,E/16,F/32,16,16,2], down_bias? T[L,E]"

@@ -39,7 +39,8 @@ struct alignas(64) TileConfig {
 };
 inline constexpr TileConfig kFullTiles;  // in memory for good: to some compilers the instruction reads its first word only
 
-// All eight tiles of the calling thread at full size for as long as it lives. No other tile code may run meanwhile.
+// All eight tiles of the calling thread at full size for as long as it lives. No other tile code may run meanwhile, but one that
+// leaves them as it found them.
 class TileSession {
  public:
   TTS_TARGET_AMX TileSession() { _tile_loadconfig(&kFullTiles); }

@@ -1,6 +1,7 @@
 // attend: checks the problem and hands it to the arithmetic that the dtype and the machine ask for.
 #include "cpu/attend.h"
 
+#include <cmath>
 #include <vector>
 
 #include "common/check.h"
@@ -51,6 +52,7 @@ int tts_attend(int dtype, int64_t N, int64_t H, int64_t G, int64_t D, int64_t P,
     check_range("attend: dtype", dtype, TTS_F32, TTS_BF16 + 1);
     check_sizes("attend: q", {N, H, D});
     check_sizes("attend: keys", {P, G, S, D});
+    check(std::isfinite(scale), "attend: scale must be finite, got " + std::to_string(scale));
     check(D % 8 == 0 && D <= kMaxHeadDim, "attend: head dim must be a multiple of 8 up to 256, got " + std::to_string(D));
     if (N == 0 || H == 0) return;
     check(G > 0 && H % G == 0, "attend: H must be a multiple of G, got " + std::to_string(H) + " and " + std::to_string(G));

@@ -2,8 +2,8 @@
 //
 // A task is a block of consecutive queries x one KV head. Sixteen query heads are the lanes of a tile; a block of 96 tokens is
 // laid out once (keys as rows, values transposed) and then meets the tiles one by one: scores[token, lane] = K @ Q^T, weights
-// 2^(score - maximum) lane by lane, sums[d, lane] += V^T @ weights. It reads 2*D elements per token of the items that overlap the
-// block, and q and out once.
+// 2^(score - maximum) lane by lane, sums[d, lane] += V^T @ weights. What few lanes read is not laid out: attend_bf16_eight.h. It
+// reads 2*D elements per token of the items that overlap the block, and q and out once.
 //
 // Invariant: the bits of a query depend on its context in its order and on nothing else. The sum over tokens goes in chunks of 32
 // that begin at multiples of 32 of the position *in the context*; where a work item ends inside a chunk, its last tokens are read
@@ -41,7 +41,7 @@ constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
 
 struct Tile {
   BF16* queries;   // [D / 2][16][2], D in whole chunks of 32
-  float* sums;     // [D][16], or [16][D in chunks] as eight lanes take them: `by_lane`
+  float* sums;     // [D in chunks][16], or, `by_lane`, [16][D in chunks] in the order in which eight lanes take them
   float* maximum;  // [16] powers of two that the weights are relative to; -inf: no token yet
   float* total;    // [2][16] sums of the weights at even and at odd pairs of positions
   int32_t* query;  // [16] the query of each lane, -1: none
@@ -225,10 +225,9 @@ class Task {
 
   // Brings a block into keys_ and values_.
   TTS_TARGET_AVX512_BF16 void lay_out(const Block& block) {
-    for (int64_t i = block.first_lane / kLanes; i < in_blocks(block.last_lane, kLanes); ++i) keep_sums(tile(i), false);
-    const Rows rows(block.runs);
-    largest_key_ = copy_keys(rows.keys, block.tokens, p_.D, keys_, key_stride(), ahead_);
-    const bool all_finite = transpose_values(rows.values, block.tokens, p_.D, values_, ahead_);
+    for (int64_t i = block.first_lane / kLanes; i < in_blocks(block.last_lane, kLanes); ++i) order_sums(tile(i), false);
+    largest_key_ = copy_keys(keys_of(block.runs).at, block.tokens, p_.D, keys_, key_stride(), ahead_);
+    const bool all_finite = transpose_values(values_of(block.runs).at, block.tokens, p_.D, values_, ahead_);
     num_odd_ = all_finite ? 0 : take_out_odd_values(values_, block.tokens, p_.D, odd_);
   }
 
@@ -301,16 +300,19 @@ class Task {
     if constexpr (!Products::kTakesEight) return false;
     const int64_t begin = block.first_lane / kEight, end = in_blocks(block.last_lane, kEight);
     if (end - begin > kMostEights) return false;
-    for (int64_t i = begin / 2; i <= (end - 1) / 2; ++i) keep_sums(tile(i), true);
+    for (int64_t i = begin / 2; i <= (end - 1) / 2; ++i) order_sums(tile(i), true);
     use_tiles(true);
     KeyTile keys[kBlockTokens];
     const int64_t num_keys = find_keys(block, keys);
-    Interleaver values(block.runs, block.tokens, p_.D, values_);
+    const Rows rows = values_of(block.runs);
+    Interleaver values(rows, block.tokens, p_.D, values_);
     for (int64_t i = begin; i < end; ++i) {
-      const Tile at = tile(i / 2);
+      const Tile lanes = tile(i / 2);
+      const int64_t first = i % 2 * kEight;
       View view;
-      look(at, block, &view);
-      score_eight(keys, num_keys, at.queries + i % 2 * kLanes, p_.D, scores_[0], [&]() TTS_TARGET_AMX {
+      look(lanes, block, &view);
+      if (i > begin && view.tokens == 0) continue;
+      score_eight(keys, num_keys, lanes.queries + 2 * first, p_.D, scores_[0], [&]() TTS_TARGET_AMX {
         if (i > begin) return;
         values.step();
         ahead_.ask(3);
@@ -318,17 +320,18 @@ class Task {
       values.finish();
       if (!values.all_finite()) return false;
       if (view.tokens == 0) continue;
-      weigh_lanes(at, i % 2 * kEight, view, scores_[0], weights_[0]);
-      sum_eight(weights_[0], values_, view.tokens, p_.D, at.sums + i % 2 * kEight * key_stride(), ahead_);
+      weigh_lanes(lanes, first, view, scores_[0], weights_[0]);
+      sum_eight(weights_[0], values_, view.tokens, p_.D, lanes.sums + first * key_stride(), ahead_);
     }
     return true;
   }
 
-  // Tiles over the keys of a block, where they lie if their pages take sixteen; else the keys are copied. Returns their number.
+  // Tiles over the keys of a block, where they lie if that can be done with few; else the keys are copied. Returns their number.
   TTS_TARGET_AVX512_BF16 int64_t find_keys(const Block& block, KeyTile* keys) {
     const Runs& runs = block.runs;
-    int64_t num_keys = 0, at = 0;
-    if (p_.D % kTileDepth == 0 && p_.S >= kTileRows) {
+    int64_t num_keys = 0, in_place = 0, at = 0;
+    for (int64_t i = 0; i < runs.size; ++i) in_place += in_blocks(runs.run[i].tokens, kTileRows);
+    if (p_.D % kTileDepth == 0 && p_.S >= kTileRows && in_place <= 2 * in_blocks(block.tokens, kTileRows)) {
       for (int64_t i = 0; i < runs.size; ++i)
         for (int64_t done = 0; done < runs.run[i].tokens; done += kTileRows, ++num_keys) {
           const int64_t count = std::min(kTileRows, runs.run[i].tokens - done), slot = runs.run[i].slot + done;
@@ -338,13 +341,13 @@ class Task {
         }
       return num_keys;
     }
-    copy_keys(Rows(block.runs).keys, block.tokens, p_.D, keys_, key_stride(), ahead_);
+    copy_keys(keys_of(runs).at, block.tokens, p_.D, keys_, key_stride(), ahead_);
     for (; at < block.tokens; at += kTileRows, ++num_keys)
       keys[num_keys] = {keys_ + at * key_stride(), key_stride(), 0, at, std::min(kTileRows, block.tokens - at)};
     return num_keys;
   }
 
-  // The tiles of the calling thread are full ones, or those that eight lanes take.
+  // The tiles of the calling thread are full ones, as where a task begins and ends, or those that eight lanes take.
   TTS_TARGET_AMX void use_tiles(bool of_eight) {
     if (tiles_of_eight_ == of_eight) return;
     _tile_loadconfig(of_eight ? &kEightTiles : &kFullTiles);
@@ -352,7 +355,7 @@ class Task {
   }
 
   // Brings the sums of a tile into the order that is asked for.
-  void keep_sums(const Tile& tile, bool by_lane) {
+  void order_sums(const Tile& tile, bool by_lane) {
     if (*tile.by_lane == by_lane) return;
     turn_sums(tile.sums, p_.D, by_lane, turned_);
     *tile.by_lane = by_lane;
@@ -365,9 +368,9 @@ class Task {
     const __m512 most = view.hides ? largest_of_eight<true>(scores, view.tokens, sees, &magnitude)
                                    : largest_of_eight<false>(scores, view.tokens, sees, &magnitude);
     float* totals[2] = {tile.total + first, tile.total + kLanes + first};
-    raise_lanes(tile, first, _mm512_mul_ps(most, _mm512_set1_ps(factor)));
+    raise_lanes(tile, first, _mm512_castps512_ps256(_mm512_mul_ps(most, _mm512_set1_ps(factor))));
     const __m512 maximum = _mm512_broadcast_f32x8(_mm256_load_ps(tile.maximum + first));
-    const Exponents exponents = magnitude * factor < Exponents::kMost
+    const Exponents exponents = magnitude * factor < Exponents::kMost && !is_large(maximum)
                                     ? Exponents::of(factor, maximum)
                                     : place_with_care(scores, view.tokens, kEight, factor, tile.maximum + first, totals[0]);
     __m512 total = _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_load_ps(totals[0])), _mm256_load_ps(totals[1]), 1);
@@ -377,10 +380,9 @@ class Task {
   }
 
   // raise_maximum of eight lanes, whose sums lie by lane.
-  TTS_TARGET_AVX512_BF16 void raise_lanes(const Tile& tile, int64_t first, __m512 most) {
+  TTS_TARGET_AVX512_BF16 void raise_lanes(const Tile& tile, int64_t first, __m256 most) {
     const __m256 before = _mm256_load_ps(tile.maximum + first);
-    const __m256 after =
-        _mm256_max_ps(_mm256_roundscale_ps(_mm512_castps512_ps256(most), _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC), before);
+    const __m256 after = _mm256_max_ps(_mm256_roundscale_ps(most, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC), before);
     const __mmask8 changes = _mm256_cmp_ps_mask(after, before, _CMP_NEQ_UQ);
     if (changes == 0) return;
     _mm256_store_ps(tile.maximum + first, after);
@@ -403,8 +405,8 @@ class Task {
         view.hides ? largest_scores<true>(scores, view.tokens, sees) : largest_scores<false>(scores, view.tokens, sees);
     raise_maximum(tile, _mm512_mul_ps(most, _mm512_set1_ps(factor)), p_.D);
     const __m512 maximum = _mm512_load_ps(tile.maximum);
-    const float bound = (static_cast<float>(p_.D) * *tile.largest * largest_key_ + FLT_MIN) * factor;  // of scores and maximum
-    const bool is_bounded = bound < Exponents::kMost || !needs_care(scores, view.tokens, maximum);
+    const float bound = (static_cast<float>(p_.D) * *tile.largest * largest_key_ + FLT_MIN) * factor;  // of scores
+    const bool is_bounded = !is_large(maximum) && (bound < Exponents::kMost || !has_nan(scores, view.tokens));
     const Exponents exponents = is_bounded ? Exponents::of(factor, maximum)
                                            : place_with_care(scores, view.tokens, kLanes, factor, tile.maximum, tile.total);
     weigh(tile, scores, view.tokens, exponents, weights, products_, ahead_);
@@ -424,12 +426,13 @@ class Task {
       rows[lane] = query < 0 ? nullptr : static_cast<BF16*>(p_.out) + at * p_.D;
       if (query >= 0) p_.lse[at] = totals[lane] == 0 ? -INFINITY : (t.maximum[lane] + std::log2(totals[lane])) * kLn2;
     }
-    keep_sums(t, true);
+    order_sums(t, true);
     const __m512i in_turn = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);  // what lies first and second, four elements at a time
     for (int64_t lane = 0; lane < kLanes; ++lane) {
       const __m512 factor = _mm512_set1_ps(inverses[lane]);
       const float* sums = t.sums + lane * key_stride();
-      for (int64_t d = 0; rows[lane] != nullptr && d < p_.D; d += 32) {
+      if (rows[lane] == nullptr) continue;
+      for (int64_t d = 0; d < p_.D; d += 32) {
         const __m512bh out = _mm512_cvtne2ps_pbh(_mm512_mul_ps(_mm512_load_ps(sums + d + 16), factor),
                                                  _mm512_mul_ps(_mm512_load_ps(sums + d), factor));
         const __m512i row = _mm512_permutexvar_epi64(in_turn, reinterpret_cast<const __m512i&>(out));
@@ -442,6 +445,7 @@ class Task {
   const Segmenter& s_;
   const int64_t lanes_, q0_, q1_, g_;  // lanes_: of a query
   char* const memory_;
+  // Of a block that is laid out; eight lanes take values, weights and scores in other orders.
   BF16 *keys_, *values_;  // [kBlockTokens][D in chunks], [D][kBlockTokens]
   BF16* weights_[2];      // [kBlockTokens / 2][16][2] of a tile and of the following one
   float* scores_[2];      // [kBlockTokens][16]

@@ -8,9 +8,12 @@
 // the order in which the sums lie, too.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "common/simd.h"
+#include "common/sizes.h"
 #include "common/tiles.h"
 #include "cpu/attend_bf16_layout.h"
 #include "cpu/attend_bf16_weights.h"
@@ -26,8 +29,8 @@ constexpr int64_t kEight = 8;
 // tokens x 32, or values, 16 pairs x 16; 6 and 7: sums, 8 lanes x 16.
 inline constexpr TileConfig kEightTiles{1, 0, {}, {32, 32, 32, 64, 64, 64, 64, 64}, {16, 16, 16, 8, 16, 16, 8, 8}};
 
-// Keys of sixteen tokens, one behind the other: the first `skipped` of them belong to others, the following `tokens` are those of
-// the block from its token `at` on, and the rest is behind them.
+// Keys of sixteen tokens, one behind the other. What counts are `tokens` of them behind the first `skipped`: those of the block
+// from its token `at` on.
 struct KeyTile {
   const BF16* rows;
   int64_t stride, skipped, at, tokens;  // stride in elements
@@ -52,10 +55,8 @@ TTS_TARGET_AVX512_BF16 inline void turn_sums(float* sums, int64_t dim, bool to_l
 // unit is eight pairs of 32 elements.
 class Interleaver {
  public:
-  Interleaver(const Runs& runs, int64_t tokens, int64_t dim, BF16* values) : tokens_(tokens), dim_(dim), to_(values) {
-    for (int64_t i = 0, t = 0; i < runs.size; ++i)
-      for (int64_t j = 0; j < runs.run[i].tokens; ++j, ++t) rows_[t] = runs.run[i].value + j * runs.value_stride;
-  }
+  Interleaver(const Rows& rows, int64_t tokens, int64_t dim, BF16* values)
+      : rows_(rows.at), tokens_(tokens), dim_(dim), to_(values) {}
 
   TTS_TARGET_AVX512_BF16 TTS_INLINE void step() {
     if (chunk_ >= tokens_ || dim_ == 0) return;
@@ -94,7 +95,7 @@ class Interleaver {
     return t < tokens_ ? load_pairs(rows_[t] + d, dim_ - d) : _mm512_setzero_si512();
   }
 
-  const BF16* rows_[kBlockTokens];
+  const BF16* const* const rows_;
   const int64_t tokens_, dim_;
   BF16* to_;
   int64_t chunk_ = 0, d_ = 0, half_ = 0;  // of the next unit
@@ -106,13 +107,15 @@ class Interleaver {
 template <class Beside>
 TTS_TARGET_AMX TTS_INLINE void score_eight(const KeyTile* tiles, int64_t num_tiles, const BF16* queries, int64_t dim,
                                            float* scores, Beside&& beside) {
-  alignas(64) float apart[16 * kEight];
-  const auto store = [&](const KeyTile& tile) TTS_TARGET_AMX {
-    for (int64_t i = 0; i < tile.tokens; ++i)
-      _mm256_store_ps(scores + (tile.at + i) * kEight, _mm256_load_ps(apart + (tile.skipped + i) * kEight));
+  alignas(64) float aside[16 * kEight];
+  // What lies behind the tokens of a tile is the next one's place, or that of tokens that no lane sees.
+  const auto place = [&](const KeyTile& tile) { return tile.skipped == 0 ? scores + tile.at * kEight : aside; };
+  const auto take_over = [&](const KeyTile& tile) TTS_TARGET_AMX {
+    for (int64_t i = 0; tile.skipped > 0 && i < tile.tokens; ++i)
+      _mm256_store_ps(scores + (tile.at + i) * kEight, _mm256_load_ps(aside + (tile.skipped + i) * kEight));
   };
   for (int64_t i = 0; i < num_tiles; i += 2) {
-    const KeyTile &first = tiles[i], &second = tiles[i + 1 < num_tiles ? i + 1 : i];
+    const KeyTile &first = tiles[i], &second = tiles[i + 1 < num_tiles ? i + 1 : i];  // the last of an odd number: twice
     _tile_zero(0);
     _tile_zero(1);
     for (int64_t d = 0; d < dim; d += 32) {
@@ -124,19 +127,10 @@ TTS_TARGET_AMX TTS_INLINE void score_eight(const KeyTile* tiles, int64_t num_til
       _tile_dpbf16ps(1, 5, 2);
       beside();
     }
-    // What lies behind the tokens of a tile is written over by the next one.
-    if (first.skipped == 0) {
-      _tile_stored(0, scores + first.at * kEight, 32);
-    } else {
-      _tile_stored(0, apart, 32);
-      store(first);
-    }
-    if (second.skipped == 0) {
-      _tile_stored(1, scores + second.at * kEight, 32);
-    } else {
-      _tile_stored(1, apart, 32);
-      store(second);
-    }
+    _tile_stored(0, place(first), 32);
+    take_over(first);
+    _tile_stored(1, place(second), 32);
+    take_over(second);
   }
 }
 

@@ -83,18 +83,17 @@ struct Runs {
   int64_t size = 0, key_stride = 0, value_stride = 0;  // elements from one token to the next
 };
 
-// Token by token.
+// The keys or the values token by token: `first` of each run and those behind it.
 struct Rows {
-  const BF16 *keys[kBlockTokens], *values[kBlockTokens];
+  const BF16* at[kBlockTokens];
 
-  explicit Rows(const Runs& runs) {
+  Rows(const Runs& runs, const BF16* Run::* first, int64_t stride) {
     for (int64_t i = 0, t = 0; i < runs.size; ++i)
-      for (int64_t j = 0; j < runs.run[i].tokens; ++j, ++t) {
-        keys[t] = runs.run[i].key + j * runs.key_stride;
-        values[t] = runs.run[i].value + j * runs.value_stride;
-      }
+      for (int64_t j = 0; j < runs.run[i].tokens; ++j, ++t) at[t] = runs.run[i].*first + j * stride;
   }
 };
+inline Rows keys_of(const Runs& runs) { return {runs, &Run::key, runs.key_stride}; }
+inline Rows values_of(const Runs& runs) { return {runs, &Run::value, runs.value_stride}; }
 
 // Asks for the rows of the block after the one at hand, token by token: few lines are under way at a time, so they are asked for
 // between the other work, not at once.

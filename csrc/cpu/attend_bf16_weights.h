@@ -1,4 +1,4 @@
-// The weights of attend in bfloat16: 2^(factor * score - maximum) of sixteen lanes. Of attend_bf16.cpp alone.
+// The weights of attend in bfloat16: 2^(factor * score - maximum) of sixteen lanes, or of eight twice. Of attend_bf16.cpp alone.
 //
 // A weight has eight bits, so most of the work is done on 32 of them at a time, in 16-bit integers, and few of its instructions
 // need the one port that is left to multiplications while tile products are under way.
@@ -16,7 +16,7 @@
 namespace tts {
 namespace {
 
-// What the scores of sixteen lanes meet: score * scale + offset is 2^18 * (255 + x), x = factor * score - maximum.
+// What the scores of the lanes meet: score * scale + offset is 2^18 * (255 + x), x = factor * score - maximum.
 //
 // For -127 <= x < 1 that lies between 2^25 and 2^26, so the word of the float ends with the seven bits of floor(x) + 127 and
 // sixteen bits of fraction. Rounded once, to multiples of 2^-16 whatever the maximum is: of another maximum the weight is exactly
@@ -90,10 +90,14 @@ TTS_TARGET_AVX512_BF16 inline __m512 largest_scores(float* scores, int64_t token
   return _mm512_max_ps(_mm512_max_ps(most[0], most[1]), _mm512_max_ps(most[2], most[3]));
 }
 
-// Whether a score is NaN, or a maximum so large that `Exponents` would not be exact.
-TTS_TARGET_AVX512_BF16 inline bool needs_care(const float* scores, int64_t tokens, __m512 maximum) {
+// Whether the maximum of a lane that has seen something is so large that `Exponents` might not be exact.
+TTS_TARGET_AVX512_BF16 inline bool is_large(__m512 maximum) {
   const __mmask16 is_seen = _mm512_cmp_ps_mask(maximum, _mm512_set1_ps(-INFINITY), _CMP_NEQ_UQ);
-  __mmask16 found = _mm512_mask_cmp_ps_mask(is_seen, _mm512_abs_ps(maximum), _mm512_set1_ps(Exponents::kMost), _CMP_NLT_UQ);
+  return _mm512_mask_cmp_ps_mask(is_seen, _mm512_abs_ps(maximum), _mm512_set1_ps(Exponents::kMost), _CMP_NLT_UQ) != 0;
+}
+
+TTS_TARGET_AVX512_BF16 inline bool has_nan(const float* scores, int64_t tokens) {
+  __mmask16 found = 0;
   for (int64_t t = 0; t < tokens; ++t) {
     const __m512 score = _mm512_load_ps(scores + t * kLanes);
     found = static_cast<__mmask16>(found | _mm512_cmp_ps_mask(score, score, _CMP_UNORD_Q));

@@ -13,7 +13,6 @@ from tts_kernels import pack
 from tts_kernels.attend import plan
 
 EPS = 1e-5
-NEIGHBOURS = 4
 
 
 def decoder_case(dtype, tree: Tree, leaves, counts, heads, sizes, num_layers=2, is_qwen=(False, False), seed=0) -> Case:
@@ -43,9 +42,7 @@ def decoder_case(dtype, tree: Tree, leaves, counts, heads, sizes, num_layers=2, 
     batch = hidden, cos, sin, keys, values, slots
     settings = D**-0.5, EPS, H, width
     exact, plain = (_decoder(batch, contexts, settings, weights, d) for d in (torch.float64, dtype))
-    neighbours = [_neighbour(batch, contexts, settings, weights, seed + i) for i in range(NEIGHBOURS)]
-    results = zip(("out", "keys", "values"), exact, zip(plain, *neighbours))
-    expected = {name: (one, max(allowance(one, x.to(dtype)) for x in others)) for name, one, others in results}
+    expected = {name: (one, allowance(one, other)) for name, one, other in zip(("out", "keys", "values"), exact, plain)}
     packed = {name: _packed(x) if name in ("qkv", "o", "gate_up", "down") else x for name, x in weights.items()}
     return Case((*batch, made.spans, made.item_indptr, made.items, *settings, *packed.values()), expected)
 
@@ -63,23 +60,6 @@ def _weights(dtype, num_layers, heads, sizes, is_qwen, seed) -> dict[str, torch.
         is_absent = (name.endswith("_bias") and not has_bias) or (name in ("q_norm", "k_norm") and not has_head_norms)
         weights[name] = None if is_absent else (scale * normal((num_layers, *shape), torch.float32, seed + i)).to(dtype)
     return weights
-
-
-def _neighbour(batch, contexts, settings, weights, seed):
-    """What comes out, computed exactly, where all that goes in is off by up to two roundings of its dtype: its own and a sum's.
-
-    A chain of layers may magnify a rounding: RMSNorm does where a row is near 0. The error of one run in `dtype` shows that only
-    if its own roundings happen to.
-    """
-    rng = generator(seed)
-
-    def off(x):
-        noise = 2 * torch.rand(x.shape, generator=rng, dtype=torch.float64) - 1
-        return x.double() * (1 + 2 * torch.finfo(x.dtype).eps * noise)
-
-    hidden, *rest = batch
-    near = {name: None if x is None else off(x) for name, x in weights.items()}
-    return _decoder((off(hidden), *rest), contexts, settings, near, torch.float64)
 
 
 def _packed(weights: torch.Tensor) -> torch.Tensor:

@@ -96,6 +96,13 @@ def test_softmax_rules_refuse_a_temperature_of_zero():
             tts_kernels.prune(**inputs, backend=backend)
 
 
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -float("inf")])
+def test_a_scale_that_is_not_finite_is_refused(scale):
+    pages, spans, items = torch.zeros(1, 1, 4, 8), i32([[0, 0, 1]]), i32([[0, 1, 0]])
+    with pytest.raises(ValueError, match="attend: scale must be in "):
+        tts_kernels.attend(torch.zeros(1, 1, 8), pages, pages, spans, i32([0, 1]), items, scale)
+
+
 @pytest.mark.parametrize("dim", [4, 12, 264])
 def test_a_head_dim_that_the_kernel_cannot_take_is_refused(dim):
     pages, spans, items = torch.zeros(1, 1, 4, dim), i32([[0, 0, 1]]), i32([[0, 1, 0]])

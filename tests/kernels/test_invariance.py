@@ -157,6 +157,29 @@ def test_the_bits_of_attend_do_not_depend_on_how_a_context_is_cut(dtype, scale, 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_large_scores_of_other_queries_do_not_enter_the_bits_of_attend(dtype):
+    """Scores of about 2^22 among the first 96 tokens, and of somewhat less behind them."""
+    keys, values, q = torch.ones(10, 1, 16, 64), torch.zeros(10, 1, 16, 64), torch.ones(1, 1, 64)
+    rng = np.random.default_rng(47)
+    low = torch.from_numpy(rng.integers(-200, 1, 160).astype(np.float32))
+    low[5] = 255
+    values.view(160, 64)[96:].fill_diagonal_(1)
+    width = int(rng.integers(33, 64))
+    keys[..., width:63] = 0
+    keys.view(160, 64)[:, 63] = low.clamp(min=-int(rng.integers(100, 199))) * 2**-18
+    scale = 2**22 / width / 1.4426950408889634 * (1 - float(rng.uniform(20, 100)) / 2**22)
+    spans = i32([[page, 0, 16] for page in range(10)])
+
+    def first(*queries):
+        pages, items = (keys.to(dtype), values.to(dtype)), i32([[0, len(queries), 0]])
+        out, lse = attend(torch.cat(queries).to(dtype), *pages, spans, i32([0, 10]), items, scale, backend="native")
+        return out[:1], lse[:1]
+
+    assert same_bits(first(q), first(q, 2 * q))
+    assert same_bits(first(q), first(*[q] * 40))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("page_size, dim", [(4, 16), (16, 64)])
 def test_causal_queries_of_attend_have_the_bits_of_decoding_one_by_one(dtype, page_size, dim):
     tree = Tree(page_size, 40)
