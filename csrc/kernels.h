@@ -103,11 +103,11 @@ TTS_API int tts_append(int dtype, int64_t N, int64_t G, int64_t D, int64_t P, in
  *   q T[N,H,D] with tokens and heads q_token, q_head apart and dense D; keys, values T[P,G,S,D] as in tts_append; spans
  *   i32[num_spans,3] = (page, first slot, count); item_indptr i32[W+1] into spans; items i32[W,3] = (q0, q1, is_causal);
  *   out T[N,H,D]; lse f32[N,H]
- * H is a multiple of G, D of 8, D <= 256; scale is finite. Items are sorted by q0, outer before inner, and nested: of two that share a query one
- * has all queries of the other; none lies inside a causal one. A query without a token gets out 0, lse -inf. The bits of a query
- * depend on the tokens of its context in their order, not on how items and spans cut them. lse of bfloat16 may be that of the
- * weights as they meet the values, rounded: off by up to 2^-8.
- * Bytes: every span once per block of query heads that share it, K and V; q and out once. */
+ * H is a multiple of G, D of 8, D <= 256; scale is finite. Items are sorted by q0, outer before inner, and nested: of two that
+ * share a query one has all queries of the other; none lies inside a causal one. A query without a token gets out 0, lse -inf.
+ * The bits of a query depend on the tokens of its context in their order, not on how items and spans cut them. lse of bfloat16
+ * may be that of the weights as they meet the values, rounded: off by up to 2^-8. Bytes: every span once per block of query heads
+ * that share it, K and V; q and out once. */
 TTS_API int tts_attend(int dtype, int64_t N, int64_t H, int64_t G, int64_t D, int64_t P, int64_t S, int64_t num_spans, int64_t W,
                        const void* q, int64_t q_token, int64_t q_head, const void* keys, int64_t keys_page, int64_t keys_head,
                        int64_t keys_slot, const void* values, int64_t values_page, int64_t values_head, int64_t values_slot,
