@@ -6,8 +6,8 @@ from tts_kernels.op import op
 
 
 @op(
-    "q T[N,H,D], keys T[P,G,S,D], values T[P,G,S,D], spans i32[E,3], item_indptr i32[W+1], items i32[W,3], scale float in -1e38..1e38"
-    " -> out T[N,H,D], lse f32[N,H] where H%G==0"
+    "q T[N,H,D], keys T[P,G,S,D], values T[P,G,S,D], spans i32[E,3], item_indptr i32[W+1], items i32[W,3],"
+    " scale float in -1e38..1e38 -> out T[N,H,D], lse f32[N,H] where H%G==0"
 )
 def attend(q, keys, values, spans, item_indptr, items, scale, *, out, lse):
     """Softmax attention of N query tokens over the work items of a plan (`plan`).

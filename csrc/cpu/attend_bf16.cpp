@@ -143,6 +143,9 @@ class Task {
 
   int64_t key_stride() const { return round_up(p_.D, 32); }
   int64_t group() const { return p_.H / p_.G; }
+
+  // Of the scores, whose sign is that of the queries as they are packed; not 0, which makes NaN of what is hidden, -inf.
+  float factor() const { return std::max(std::fabs(p_.scale) * kLog2E, FLT_MIN); }
   int64_t num_tiles() const { return in_blocks((q1_ - q0_) * lanes_, kLanes); }
   Tile tile(int64_t i) const { return {memory_ + shared_bytes(p_.D) + i * Tile::bytes(p_.D), p_.D}; }
 
@@ -362,17 +365,16 @@ class Task {
   }
 
   TTS_TARGET_AVX512_BF16 void weigh_lanes(const Tile& tile, int64_t first, const View& view, float* scores, BF16* weights) {
-    const float factor = std::max(std::fabs(p_.scale) * kLog2E, FLT_MIN);  // what is hidden is -inf, which 0 would make NaN
     const __m512i sees = _mm512_broadcast_i64x4(_mm256_load_si256(reinterpret_cast<const __m256i*>(view.sees + first)));
     float magnitude;
     const __m512 most = view.hides ? largest_of_eight<true>(scores, view.tokens, sees, &magnitude)
                                    : largest_of_eight<false>(scores, view.tokens, sees, &magnitude);
     float* totals[2] = {tile.total + first, tile.total + kLanes + first};
-    raise_lanes(tile, first, _mm512_castps512_ps256(_mm512_mul_ps(most, _mm512_set1_ps(factor))));
+    raise_lanes(tile, first, _mm512_castps512_ps256(_mm512_mul_ps(most, _mm512_set1_ps(factor()))));
     const __m512 maximum = _mm512_broadcast_f32x8(_mm256_load_ps(tile.maximum + first));
-    const Exponents exponents = magnitude * factor < Exponents::kMost && !is_large(maximum)
-                                    ? Exponents::of(factor, maximum)
-                                    : place_with_care(scores, view.tokens, kEight, factor, tile.maximum + first, totals[0]);
+    const Exponents exponents = magnitude * factor() < Exponents::kMost && !is_large(maximum)
+                                    ? Exponents::of(factor(), maximum)
+                                    : place_with_care(scores, view.tokens, kEight, factor(), tile.maximum + first, totals[0]);
     __m512 total = _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_load_ps(totals[0])), _mm256_load_ps(totals[1]), 1);
     total = weigh_eight(scores, view.tokens, exponents, total, weights, ahead_);
     _mm256_store_ps(totals[0], _mm512_castps512_ps256(total));
@@ -399,16 +401,15 @@ class Task {
 
   TTS_TARGET_AMX void weigh_tile(const Tile& tile, const View& view, float* scores, BF16* weights) {
     if (view.tokens == 0) return;
-    const float factor = std::max(std::fabs(p_.scale) * kLog2E, FLT_MIN);  // what is hidden is -inf, which 0 would make NaN
     const __m512i sees = _mm512_load_si512(view.sees);
     const __m512 most =
         view.hides ? largest_scores<true>(scores, view.tokens, sees) : largest_scores<false>(scores, view.tokens, sees);
-    raise_maximum(tile, _mm512_mul_ps(most, _mm512_set1_ps(factor)), p_.D);
+    raise_maximum(tile, _mm512_mul_ps(most, _mm512_set1_ps(factor())), p_.D);
     const __m512 maximum = _mm512_load_ps(tile.maximum);
-    const float bound = (static_cast<float>(p_.D) * *tile.largest * largest_key_ + FLT_MIN) * factor;  // of scores
+    const float bound = (static_cast<float>(p_.D) * *tile.largest * largest_key_ + FLT_MIN) * factor();  // of scores
     const bool is_bounded = !is_large(maximum) && (bound < Exponents::kMost || !has_nan(scores, view.tokens));
-    const Exponents exponents = is_bounded ? Exponents::of(factor, maximum)
-                                           : place_with_care(scores, view.tokens, kLanes, factor, tile.maximum, tile.total);
+    const Exponents exponents = is_bounded ? Exponents::of(factor(), maximum)
+                                           : place_with_care(scores, view.tokens, kLanes, factor(), tile.maximum, tile.total);
     weigh(tile, scores, view.tokens, exponents, weights, products_, ahead_);
   }
 
@@ -429,12 +430,12 @@ class Task {
     order_sums(t, true);
     const __m512i in_turn = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);  // what lies first and second, four elements at a time
     for (int64_t lane = 0; lane < kLanes; ++lane) {
-      const __m512 factor = _mm512_set1_ps(inverses[lane]);
-      const float* sums = t.sums + lane * key_stride();
       if (rows[lane] == nullptr) continue;
+      const __m512 inverse = _mm512_set1_ps(inverses[lane]);
+      const float* sums = t.sums + lane * key_stride();
       for (int64_t d = 0; d < p_.D; d += 32) {
-        const __m512bh out = _mm512_cvtne2ps_pbh(_mm512_mul_ps(_mm512_load_ps(sums + d + 16), factor),
-                                                 _mm512_mul_ps(_mm512_load_ps(sums + d), factor));
+        const __m512bh out = _mm512_cvtne2ps_pbh(_mm512_mul_ps(_mm512_load_ps(sums + d + 16), inverse),
+                                                 _mm512_mul_ps(_mm512_load_ps(sums + d), inverse));
         const __m512i row = _mm512_permutexvar_epi64(in_turn, reinterpret_cast<const __m512i&>(out));
         _mm512_mask_storeu_epi16(rows[lane] + d, p_.D - d >= 32 ? ~0u : (1u << (p_.D - d)) - 1, row);
       }
