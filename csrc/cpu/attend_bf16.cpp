@@ -20,6 +20,7 @@
 #include "common/threads.h"
 #include "common/tiles.h"
 #include "cpu/attend.h"
+#include "cpu/attend_bf16_blocks.h"
 #include "cpu/attend_bf16_eight.h"
 #include "cpu/attend_bf16_layout.h"
 #include "cpu/attend_bf16_products.h"
@@ -107,7 +108,7 @@ class Task {
   static int64_t bytes(const Attend& p, int64_t tiles) { return shared_bytes(p.D) + round_up(tiles * Tile::bytes(p.D), 64); }
 
   Task(const Attend& p, const Segmenter& s, int64_t lanes, int64_t q0, int64_t q1, int64_t g, char* memory)
-      : p_(p), s_(s), lanes_(lanes), q0_(q0), q1_(q1), g_(g), memory_(memory) {
+      : p_(p), lanes_(lanes), q0_(q0), q1_(q1), g_(g), memory_(memory), blocks_(p, s, lanes, q0, q1, g) {
     keys_ = reinterpret_cast<BF16*>(memory);
     values_ = keys_ + kBlockTokens * key_stride();
     weights_[0] = values_ + round_up(p.D, 32) * kBlockTokens;
@@ -121,10 +122,10 @@ class Task {
   void run() {
     for (int64_t i = 0; i < num_tiles(); ++i) begin(i);
     Block blocks[2];
-    advance(&blocks[0]);
+    blocks_.advance(&blocks[0]);
     for (int64_t at = 0; blocks[at].segment != nullptr; at = 1 - at) {
       const Block &here = blocks[at], &following = blocks[1 - at];
-      advance(&blocks[1 - at]);
+      blocks_.advance(&blocks[1 - at]);
       ahead_.begin(following.runs, p_.D);
       if (meet_in_eights(here)) continue;
       use_tiles(false);
@@ -143,11 +144,11 @@ class Task {
 
   int64_t key_stride() const { return round_up(p_.D, 32); }
   int64_t group() const { return p_.H / p_.G; }
+  int64_t num_tiles() const { return in_blocks((q1_ - q0_) * lanes_, kLanes); }
+  Tile tile(int64_t i) const { return {memory_ + shared_bytes(p_.D) + i * Tile::bytes(p_.D), p_.D}; }
 
   // Of the scores, whose sign is that of the queries as they are packed; not 0, which makes NaN of what is hidden, -inf.
   float factor() const { return std::max(std::fabs(p_.scale) * kLog2E, FLT_MIN); }
-  int64_t num_tiles() const { return in_blocks((q1_ - q0_) * lanes_, kLanes); }
-  Tile tile(int64_t i) const { return {memory_ + shared_bytes(p_.D) + i * Tile::bytes(p_.D), p_.D}; }
 
   // The query of a lane and its head within the group; -1 where the lane is not used.
   int64_t query_of(int64_t tile, int64_t lane, int64_t* head) const {
@@ -169,61 +170,6 @@ class Task {
     std::memset(t.total, 0, 2 * kLanes * sizeof(float));
     std::memset(t.sums, 0, static_cast<size_t>(key_stride() * kLanes) * sizeof(float));
     *t.by_lane = false;
-  }
-
-  // Up to kBlockTokens tokens of a segment, from its token `done` on, and the lanes that read them.
-  struct Block {
-    const Segment* segment = nullptr;
-    int64_t done = 0, tokens = 0, first_lane = 0, last_lane = 0;
-    Runs runs;
-  };
-
-  // The next block of the task; without a segment behind the last.
-  void advance(Block* block) {
-    while (left_ == 0) {
-      if (next_segment_ == s_.segments.size()) {
-        block->segment = nullptr;
-        block->runs.size = 0;
-        return;
-      }
-      open(s_.segments[next_segment_++]);
-    }
-    const Segment& segment = s_.segments[next_segment_ - 1];
-    block->segment = &segment;
-    block->first_lane = (std::max<int64_t>(segment.q0, q0_) - q0_) * lanes_;
-    block->last_lane = (std::min<int64_t>(segment.q1, q1_) - q0_) * lanes_;
-    block->done = done_;
-    block->tokens = std::min(kBlockTokens, left_);
-    find_runs(block->tokens, &block->runs);
-    done_ += block->tokens;
-    left_ -= block->tokens;
-  }
-
-  void open(const Segment& segment) {
-    const bool concerns = segment.q0 < q1_ && q0_ < segment.q1;
-    const int64_t hidden = segment.is_causal ? std::max<int64_t>(0, segment.q1 - q1_) : 0;  // from all queries of the task
-    left_ = concerns ? std::max<int64_t>(0, segment.tokens - hidden) : 0;
-    done_ = offset_ = 0;
-    span_ = segment.first_span;
-  }
-
-  void find_runs(int64_t tokens, Runs* runs) {
-    const auto* keys = static_cast<const BF16*>(p_.keys.data) + g_ * p_.keys.head;
-    const auto* values = static_cast<const BF16*>(p_.values.data) + g_ * p_.values.head;
-    runs->size = 0;
-    runs->key_stride = p_.keys.slot;
-    runs->value_stride = p_.values.slot;
-    for (int64_t left = tokens; left > 0;) {
-      const Span& span = s_.spans[span_];
-      const int64_t count = std::min(left, span.count - offset_), slot = span.first + offset_;
-      runs->run[runs->size++] = {keys + span.page * p_.keys.page + slot * p_.keys.slot,
-                                 values + span.page * p_.values.page + slot * p_.values.slot, count, slot};
-      left -= count;
-      if ((offset_ += count) == span.count) {
-        ++span_;
-        offset_ = 0;
-      }
-    }
   }
 
   // Brings a block into keys_ and values_.
@@ -443,9 +389,9 @@ class Task {
   }
 
   const Attend& p_;
-  const Segmenter& s_;
   const int64_t lanes_, q0_, q1_, g_;  // lanes_: of a query
   char* const memory_;
+  Blocks blocks_;
   // Of a block that is laid out; eight lanes take values, weights and scores in other orders.
   BF16 *keys_, *values_;  // [kBlockTokens][D in chunks], [D][kBlockTokens]
   BF16* weights_[2];      // [kBlockTokens / 2][16][2] of a tile and of the following one
@@ -457,8 +403,6 @@ class Task {
   float largest_key_ = 0;  // magnitude, of the block at hand
   Products products_;
   Ahead ahead_;
-  size_t next_segment_ = 0, span_ = 0;        // the segment behind the open one, and where the next block begins in that
-  int64_t offset_ = 0, done_ = 0, left_ = 0;  // in the span; tokens of the open segment
 };
 
 // Lanes of a query: its heads, or the next power of two, so that none lies in two tiles. The first is better for what many
