@@ -3,22 +3,9 @@
     @op("scores f32[N], indptr i32[R+1] -> out f32[R]")
     def segment_max(scores, indptr, *, out): ...
 
-declares the op `segment_max` with the decorated function as its reference implementation. Grammar, item by item:
-
-    x f32[N,D]           tensor; a dim is a name, a number, or a name plus a number (R+1); a name's first use binds it.
-                         N/32 is N in blocks of 32, the last one perhaps partly used; N is bound before. So are the names in
-                         (2*F), an expression, which may stand where a name does
-    x T[N]               T is a type variable over f32, f16, bf16: all tensors marked T have the same dtype
-    x T[N]*              a list of one or more tensors of that form
-    x? f32[N]            optional, may be None           pool! T[P,S]    written in place
-    slots i64[N] in 0..P*S    every value lies in the half-open range (checked on the CPU, where it costs no synchronisation,
-                              here or by a backend that says so)
-    layer int in 0..L    scalar with a range             rule str in top|softmax    scalar with choices
-    -> out f32[R]        output: allocated by the dispatcher, or given by the caller as `out=`
-    where H%G==0         a condition on the dims
-
-Backends receive the inputs positionally and the outputs by keyword, and fill the outputs; they never allocate them. Outputs are
-row-major.
+declares the op `segment_max` with the decorated function as its reference implementation. The grammar is that of
+`tts_kernels.signature`. Backends receive the inputs positionally and the outputs by keyword, and fill the outputs; they never
+allocate them. Outputs are row-major.
 
 A tensor may be torch's, a numpy array or anything that speaks DLPack: it is used in place, and never copied on the way. Backends
 see torch tensors.
@@ -27,96 +14,20 @@ see torch tensors.
 from __future__ import annotations
 
 import inspect
-import re
 from collections import namedtuple
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from types import CodeType
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-DTYPES = {
-    "f32": torch.float32,
-    "f16": torch.float16,
-    "bf16": torch.bfloat16,
-    "i32": torch.int32,
-    "i64": torch.int64,
-    "u8": torch.uint8,
-}
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-CPU = torch.device("cpu")
+from tts_kernels.signature import CPU, FLOATS, Arg, conformance, evaluate, split
+
 SCALARS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "str": (str,)}
-_ITEM = re.compile(r"(?P<name>\w+)(?P<mark>[?!]?) (?P<type>\w+)(\[(?P<dims>[^\]]*)\](?P<list>\*)?)?( in (?P<range>\S+))?")
-_DIM = re.compile(r"(?P<name>[A-Za-z_]\w*|\(.*\))?(/(?P<block>\d+))?\+?(?P<number>\d+)?")
-_NO_BUILTINS: dict[str, Any] = {"__builtins__": {}}
 
 OPS: dict[str, Op] = {}
 """Every declared op by name, in order of declaration."""
-
-
-@dataclass(frozen=True, slots=True)
-class Arg:
-    """One item of a signature, parsed."""
-
-    text: str
-    name: str
-    type: str
-    dtype: torch.dtype | None
-    """`None` for a scalar and for the type variable."""
-    is_tensor: bool
-    element: Arg | None
-    """What each tensor of a list must be; `None` for all else."""
-    dims: tuple[tuple[str, int, int], ...]
-    """(name or "", block, number): the size is ceil(name / block) + number."""
-    expressions: tuple[tuple[str, CodeType], ...]
-    """The names in `dims` that are expressions, compiled."""
-    bounds: CodeType | None
-    """Compiled (low, high)."""
-    choices: tuple[str, ...]
-    is_optional: bool
-    is_mutated: bool
-
-
-def _parse(text: str) -> Arg:
-    match = _ITEM.fullmatch(text)
-    if match is None:
-        raise SyntaxError(f"not an item of an op signature: {text!r}")
-    low, dots, high = (match["range"] or "").partition("..")
-    dims = tuple(_parse_dim(d.strip(), text) for d in (match["dims"] or "").split(",") if match["dims"])
-    arg = Arg(
-        text=text,
-        name=match["name"],
-        type=match["type"],
-        dtype=DTYPES.get(match["type"]),
-        is_tensor=match["dims"] is not None,
-        element=None,
-        dims=dims,
-        expressions=tuple((name, compile(name, text, "eval")) for name, _, _ in dims if name.startswith("(")),
-        bounds=compile(f"{low}, {high}", text, "eval") if dots else None,
-        choices=tuple(low.split("|")) if low and not dots else (),
-        is_optional=match["mark"] == "?",
-        is_mutated=match["mark"] == "!",
-    )
-    return replace(arg, is_tensor=False, element=arg) if match["list"] else arg
-
-
-def _parse_dim(dim: str, text: str) -> tuple[str, int, int]:
-    match = _DIM.fullmatch(dim)
-    if not dim or match is None:
-        raise SyntaxError(f"not a dim of an op signature: {dim!r} in {text!r}")
-    return match["name"] or "", int(match["block"] or 1), int(match["number"] or 0)
-
-
-def _split(text: str) -> list[Arg]:
-    """Split at the commas outside brackets."""
-    return [_parse(part) for part in re.split(r",\s*(?![^\[]*\])", text.strip()) if part]
-
-
-def _value(code: CodeType, dims: dict[str, int]) -> Any:
-    # Signature strings are constants of this package's source, never input.
-    return eval(code, _NO_BUILTINS, dims)
 
 
 def _as_tensor(array: Any) -> torch.Tensor:
@@ -171,7 +82,7 @@ class Op:
         left, _, right = head.partition("->")
         self.name = reference.__name__
         self.signature = signature
-        self.inputs, self.outputs = _split(left), _split(right)
+        self.inputs, self.outputs = split(left), split(right)
         self.conditions = [(c, compile(c, signature, "eval")) for c in condition.split(" and ") if c]
         self.reference = reference
         self.backends: dict[str, Backend] = {"reference": Backend("reference", reference)}
@@ -181,6 +92,7 @@ class Op:
         if list(parameters) != [a.name for a in self.inputs + self.outputs]:
             raise TypeError(f"{self.name}: the reference takes {list(parameters)}, the signature says {signature!r}")
         self.defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
+        self._conforms = conformance(self.inputs, self.outputs, [text for text, _ in self.conditions])
         self._output_names = [a.name for a in self.outputs]
         self._chosen: dict[tuple[str, torch.dtype | None, str | None], Backend] = {}
         self.result: Any = namedtuple(self.name, self._output_names) if len(self.outputs) > 1 else None
@@ -192,16 +104,17 @@ class Op:
 
     def __call__(self, *args: Any, out: Any = None, backend: str | None = None, **named: Any) -> Any:
         values = self._bind(args, named)
-        dims = {"": 0}  # a dim without a name is its number
-        values, dtype, device = self._check(self.inputs, values, dims, None, None)
-        for text, code in self.conditions:
-            if not _value(code, dims):
-                raise ValueError(f"{self.name}: {text} does not hold for { ({k: v for k, v in dims.items() if k}) }")
+        conforming = self._conforms(values)
+        if conforming is None:
+            values, *conforming = self._walk(values)
+        dims, dtype, device, shapes = conforming
+        given: Sequence[Any]
+        outputs: Sequence[torch.Tensor]
         chosen = self.choose("cpu" if device is CPU else device.type, dtype, backend)
         if device is CPU and not chosen.checks_values:
             self._check_values(values, dims)
         if out is None:
-            given = outputs = self._allocate(dims, dtype, device)
+            outputs = given = [torch.empty(s, dtype=a.dtype or dtype, device=device) for s, a in zip(shapes, self.outputs)]
         else:
             given = out if isinstance(out, (tuple, list)) else (out,)
             outputs = self._check_given(given, dims, dtype, device)
@@ -259,6 +172,15 @@ class Op:
             raise TypeError(f"{self.name}: unknown argument {next(iter(named))!r}; signature: {self.signature}")
         return values
 
+    def _walk(self, values: Sequence[Any]) -> tuple[Any, ...]:
+        """Check the inputs item by item; gives them, all tensors torch's by then, and what `conformance` gives."""
+        dims = {"": 0}  # a dim without a name is its number
+        values, dtype, device = self._check(self.inputs, values, dims, None, None)
+        for text, code in self.conditions:
+            if not evaluate(code, dims):
+                raise ValueError(f"{self.name}: {text} does not hold for { ({k: v for k, v in dims.items() if k}) }")
+        return values, dims, dtype, device, self._shapes(dims)
+
     def _check(self, items, values, dims: dict[str, int], dtype, device):
         """Check types, devices and shapes in order, bind `dims`, and return the values, all tensors torch's by then, and what
         the type variable and the device are."""
@@ -284,7 +206,7 @@ class Op:
                     f"{self.name}: {arg.name} must have {len(arg.dims)} dims ({arg.text!r}), got shape {tuple(shape)}"
                 )
             for name, code in arg.expressions:
-                dims[name] = _value(code, dims)
+                dims[name] = evaluate(code, dims)
             for (name, block, number), size in zip(arg.dims, shape):
                 if name not in dims and size >= number:
                     dims[name] = size - number
@@ -325,7 +247,7 @@ class Op:
         if arg.choices and value not in arg.choices:
             raise ValueError(f"{self.name}: {arg.name} must be one of {', '.join(arg.choices)}, got {value!r}")
         if arg.bounds is not None:
-            low, high = _value(arg.bounds, dims)
+            low, high = evaluate(arg.bounds, dims)
             if not low <= value < high:
                 raise ValueError(f"{self.name}: {arg.name} must be in [{low}, {high}), got {value}")
         if isinstance(value, int):
@@ -353,7 +275,7 @@ class Op:
     def _check_values(self, values: Sequence[Any], dims: dict[str, int]) -> None:
         for arg, value in zip(self.inputs, values):
             if arg.bounds is not None and arg.is_tensor and value is not None and value.numel():
-                low, high = _value(arg.bounds, dims)
+                low, high = evaluate(arg.bounds, dims)
                 least, most = (x.item() for x in torch.aminmax(value))
                 if least < low or most >= high:
                     raise ValueError(f"{self.name}: values of {arg.name} must be in [{low}, {high}), got [{least}, {most}]")
@@ -369,15 +291,13 @@ class Op:
                 dtype, device = dtype if arg.dtype else tensor.dtype, tensor.device
                 for (name, _, number), size in zip(arg.dims, tensor.shape):
                     dims.setdefault(name, size - number)
-        return self._allocate(dims, dtype, device)
+        return [torch.empty(s, dtype=a.dtype or dtype, device=device) for s, a in zip(self._shapes(dims), self.outputs)]
 
-    def _allocate(self, dims: dict[str, int], dtype, device) -> Sequence[torch.Tensor]:
+    def _shapes(self, dims: dict[str, int]) -> list[list[int]]:
+        """Those of the outputs."""
         for name, code in (x for a in self.outputs for x in a.expressions):
-            dims[name] = _value(code, dims)
-        return [
-            torch.empty([-(-dims[name] // block) + n for name, block, n in a.dims], dtype=a.dtype or dtype, device=device)
-            for a in self.outputs
-        ]
+            dims[name] = evaluate(code, dims)
+        return [[-(-dims[name] // block) + n for name, block, n in a.dims] for a in self.outputs]
 
     def _check_given(self, given: Sequence[Any], dims: dict[str, int], dtype, device) -> Sequence[torch.Tensor]:
         if len(given) != len(self.outputs):

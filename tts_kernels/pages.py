@@ -79,6 +79,7 @@ class PagedKV:
         self._free_pages = list(range(num_pages - 1, -1, -1))
         self._next_page = np.full(num_pages, -1, np.int32)
         self._free_nodes: list[int] = []
+        self._tensors = {"next_page": torch.from_numpy(self._next_page)}  # views of the columns, for ops
         for name in (*_COLUMNS, "handles"):
             setattr(self, f"_{name}", np.zeros(0, np.int32))
         self._plan_capacity = (64, 256)
@@ -150,9 +151,10 @@ class PagedKV:
         """
         nodes, counts = np.asarray(nodes, np.int64), np.asarray(counts, np.int64)
         assert (self._refs[nodes] == self._handles[nodes]).all(), "a node with children is frozen"
+        if (counts == 1).all():
+            return self._extend_by_one(nodes)
         new = self._new_pages(nodes, counts)
-        if new.sum() > len(self._free_pages):
-            raise OutOfPages(int(new.sum()), len(self._free_pages), self.num_pages)
+        self._check_free(int(new.sum()))
         end = self._start[nodes].astype(np.int64) + self._length[nodes]
         num_pages = -(-end // self.page_size)  # pages that each node reaches into already
         pages, first_new = self._link_pages(nodes, num_pages, new)
@@ -162,6 +164,21 @@ class PagedKV:
         ordinal = position // self.page_size - num_pages[which]  # -1: the last page it had, 0..: the new ones
         # `pages` holds, for each node, its last page before and then its new ones.
         return pages[first_new[which] + ordinal] * self.page_size + position % self.page_size
+
+    def _extend_by_one(self, nodes: np.ndarray) -> np.ndarray:
+        """`extend` as a step of decoding needs it: the slot of the one token is in its node's last page."""
+        end = self._start[nodes] + self._length[nodes]
+        offset = end % self.page_size
+        is_new = offset == 0
+        if is_new.any():
+            growing, is_first = nodes[is_new], end[is_new] == 0
+            self._check_free(len(growing))
+            pages = np.array(self._take_pages(len(growing)), np.int32)
+            self._next_page[self._last_page[growing[~is_first]]] = pages[~is_first]
+            self._first_page[growing[is_first]] = pages[is_first]
+            self._last_page[growing] = pages
+        self._length[nodes] += 1
+        return self._last_page[nodes].astype(np.int64) * self.page_size + offset
 
     def split(self, node: int, length: int) -> int:
         """Cut `node` after its first `length` tokens (0 < length < its length); gives the new upper part.
@@ -211,7 +228,7 @@ class PagedKV:
             made = plan(
                 torch.from_numpy(np.asarray(leaves, np.int32)),
                 torch.from_numpy(np.asarray(indptr, np.int32)),
-                *map(torch.from_numpy, (self._parent, self._start, self._length, self._first_page, self._next_page)),
+                *(self._tensors[name] for name in ("parent", "start", "length", "first_page", "next_page")),
                 self.page_size,
                 max_items,
                 max_spans,
@@ -244,6 +261,7 @@ class PagedKV:
             column = np.zeros(capacity, np.int32)
             column[:have] = getattr(self, f"_{name}")
             setattr(self, f"_{name}", column)
+            self._tensors[name] = torch.from_numpy(column)
         self._free_nodes += range(capacity - 1, have - 1, -1)
 
     def _take_node(self) -> int:
@@ -253,8 +271,7 @@ class PagedKV:
 
     def _fork(self, parents: np.ndarray, nodes: np.ndarray) -> None:
         if len(nodes):
-            columns = (torch.from_numpy(getattr(self, f"_{name}")) for name in _COLUMNS)
-            fork(torch.from_numpy(parents), torch.from_numpy(nodes), *columns)
+            fork(torch.from_numpy(parents), torch.from_numpy(nodes), *(self._tensors[name] for name in _COLUMNS))
 
     def _enter_roots(self, nodes: np.ndarray) -> None:
         for name, value in zip(_COLUMNS, (-1, 1, 0, 0, -1, -1)):
@@ -272,6 +289,10 @@ class PagedKV:
     def _new_pages(self, nodes: np.ndarray, counts: np.ndarray) -> np.ndarray:
         end = self._start[nodes].astype(np.int64) + self._length[nodes]
         return -(-(end + counts) // self.page_size) - -(-end // self.page_size)
+
+    def _check_free(self, count: int) -> None:
+        if count > len(self._free_pages):
+            raise OutOfPages(count, len(self._free_pages), self.num_pages)
 
     def _take_pages(self, count: int) -> list[int]:
         taken = self._free_pages[len(self._free_pages) - count :]

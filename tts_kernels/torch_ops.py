@@ -8,7 +8,8 @@ from collections.abc import Iterable
 
 import torch
 
-from tts_kernels.op import Arg, Op
+from tts_kernels.op import Op
+from tts_kernels.signature import Arg
 
 NAMESPACE = "tts_kernels"
 _SCALARS = {"int": "SymInt", "float": "float", "str": "str"}

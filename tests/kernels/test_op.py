@@ -1,5 +1,6 @@
 """The contract machinery: what a call checks, says, allocates and chooses."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+from cases import FAMILIES
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import tts_kernels
@@ -153,6 +155,20 @@ def test_a_list_of_tensors_is_checked_tensor_by_tensor(parts, error, message):
     with pytest.raises(error) as caught:
         Op("parts T[N]* -> out T[N]", sum_all)(parts)
     assert str(caught.value) == f"sum_all: {message}"
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
+def test_straight_checks_bind_what_the_walk_over_the_signature_binds(family):
+    declared = OPS[family.name]
+    for make, dtype in itertools.product(family.cases.values(), family.dtypes):
+        inputs = make(dtype).inputs
+        conforming, (_, dims, *walked) = declared._conforms(inputs), declared._walk(inputs)
+        if any(arg.element for arg in declared.inputs):
+            assert conforming is None
+            continue
+        found, *rest = conforming
+        assert found == {name: dims[name] for name in found} and {*dims} - {*found} <= {name for name in dims if "(" in name}
+        assert [*rest[:2], [list(shape) for shape in rest[2]]] == walked
 
 
 def test_a_list_of_tensors_may_hold_arrays():

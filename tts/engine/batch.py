@@ -22,10 +22,17 @@ def chunk_sizes(prefills: Sequence[Prefill], budget: int) -> list[int]:
     return sizes
 
 
-def pages_needed(kv: PagedKV, prefills: Sequence[Prefill], sizes: Sequence[int]) -> int:
-    """Pages that the chunks will allocate."""
+def pages_needed(kv: PagedKV, leaves: np.ndarray, prefills: Sequence[Prefill], sizes: Sequence[int]) -> int:
+    """Pages that a pass allocates: a token for each of `leaves`, and the chunks. Where so many are free, a bound on them.
+
+    The bound needs no look at where the nodes end.
+    """
+    most = len(leaves) + sum(-(-n // kv.page_size) for n in sizes)
+    if most <= kv.num_free_pages:
+        return most
     growing = [(p.kv_node, n) for p, n in zip(prefills, sizes) if n and not p.is_reread]
-    return kv.pages_needed([node for node, _ in growing], [n for _, n in growing]) if growing else 0
+    nodes = np.concatenate([leaves, np.array([node for node, _ in growing], np.int32)])
+    return kv.pages_needed(nodes, np.array([1] * len(leaves) + [n for _, n in growing], np.int64))
 
 
 def forward(
@@ -44,21 +51,32 @@ def forward(
     alone is replayed from `graphs`, if there are any for so many; its states are valid until the next pass.
     """
     chunks = [(p, n) for p, n in zip(prefills, sizes) if n]
+    if chunks:
+        nodes, indptr, tokens, positions, slots = _mixed(kv, leaves, tokens, positions, chunks)
+    else:
+        nodes, indptr = leaves, np.arange(len(leaves) + 1)
+        slots = kv.extend(leaves, np.ones_like(leaves))
+        if graphs is not None and len(leaves) <= graphs.max_rows:
+            return graphs.forward(tokens, positions, slots, kv.plan(nodes, indptr, "cpu"))
+    plan = kv.plan(nodes, indptr)
+    on_device = [torch.from_numpy(x).to(model.device) for x in (tokens, positions, slots)]
+    return model.forward(RaggedBatch(on_device[0], on_device[1], on_device[2], plan, kv, model.backend))
+
+
+def _mixed(
+    kv: PagedKV, leaves: np.ndarray, tokens: np.ndarray, positions: np.ndarray, chunks: Sequence[tuple[Prefill, int]]
+) -> tuple[np.ndarray, ...]:
+    """KV nodes and indptr, tokens, positions and slots of decode rows with chunks of prefills behind them."""
     counts = np.array([1] * len(leaves) + [n for _, n in chunks], np.int64)
-    kv_nodes = np.concatenate([leaves, np.array([p.kv_node for p, _ in chunks], np.int32)])
+    nodes = np.concatenate([leaves, np.array([p.kv_node for p, _ in chunks], np.int32)])
     begins = np.concatenate([positions, np.array([p.position + p.num_done for p, _ in chunks], np.int64)])
-    offsets = counts.cumsum() - counts
-    slots = _extend(kv, kv_nodes, counts, chunks)
-    ragged_tokens = np.concatenate([tokens, *(p.tokens[p.num_done : p.num_done + n] for p, n in chunks)])
-    ragged_positions = np.repeat(begins - offsets, counts) + np.arange(int(counts.sum()))
+    indptr = np.append(0, counts.cumsum())
+    slots = _extend(kv, nodes, counts, chunks)
+    tokens = np.concatenate([tokens, *(p.tokens[p.num_done : p.num_done + n] for p, n in chunks)])
+    positions = np.repeat(begins - indptr[:-1], counts) + np.arange(indptr[-1])
     for prefill, size in chunks:
         prefill.num_done += size
-    indptr = np.append(offsets, counts.sum())
-    if graphs is not None and not chunks and len(leaves) <= graphs.max_rows:
-        return graphs.forward(ragged_tokens, ragged_positions, slots, kv.plan(kv_nodes, indptr, "cpu"))
-    plan = kv.plan(kv_nodes, indptr)
-    on_device = [torch.from_numpy(x).to(model.device) for x in (ragged_tokens, ragged_positions, slots)]
-    return model.forward(RaggedBatch(on_device[0], on_device[1], on_device[2], plan, kv, model.backend))
+    return nodes, indptr, tokens, positions, slots
 
 
 def _extend(kv: PagedKV, kv_nodes: np.ndarray, counts: np.ndarray, chunks: Sequence[tuple[Prefill, int]]) -> np.ndarray:

@@ -25,12 +25,14 @@ from tts.engine.rows import Recipe, Row, Rows
 from tts.engine.sampling import child_key, root_key
 from tts.engine.session import Session, Ticket
 from tts.engine.stems import Stems
-from tts.engine.stops import EOS, KIND_SHIFT, STEP, STOP, StopTable
+from tts.engine.stops import EOS, KIND_SHIFT, RUNNING, STEP, STOP, StopTable
 from tts.moves import Answer, Embed, Expand, Steps, Tokens
 from tts.tree import Node, Prompt
 from tts_kernels.pages import OutOfPages
 
 UNLIMITED = 1 << 30
+DRAWN_WITH = ("key", "position", "temperature", "top_k", "top_p", "min_p", "state")
+"""What `sample` reads of a row."""
 
 
 @dataclass(eq=False, slots=True)
@@ -319,6 +321,8 @@ class Policy:
 
     def _schedule(self) -> None:
         """Start the prefills that the oldest groups wait for, as many as a pass can use."""
+        if not self._groups:
+            return
         budget = self.max_batch_tokens - sum(j.prefill.num_left for j in self._jobs) - len(self.rows)
         room = self.rows.num_free - sum(j.row is not None for j in self._jobs)
         wanted: list[Group] = []
@@ -383,11 +387,9 @@ class Policy:
     def _make_room(self) -> list[int]:
         """Chunk sizes for which the pages suffice: evict what is only cached, then hold back and preempt the youngest."""
         while True:
-            sizes = batch.chunk_sizes([j.prefill for j in self._jobs], self.max_batch_tokens - len(self.rows))
-            leaves = self.rows.leaf[self.rows.active]
-            needed = self.kv.pages_needed(leaves, np.ones_like(leaves)) + batch.pages_needed(
-                self.kv, [j.prefill for j in self._jobs], sizes
-            )
+            prefills = [job.prefill for job in self._jobs]
+            sizes = batch.chunk_sizes(prefills, self.max_batch_tokens - len(self.rows))
+            needed = batch.pages_needed(self.kv, self.rows.leaf[self.rows.active], prefills, sizes)
             if self.cache.evict(needed):
                 return sizes
             if len(self.rows) + len(self._jobs) > 1:
@@ -424,10 +426,27 @@ class Policy:
     def _draw(self, hidden: torch.Tensor | None, resumed: list[tuple[Row, int, torch.Tensor]]) -> None:
         """One token for every row: those forwarded, those that came back, and the children of nodes that are ready."""
         active = self.rows.active
+        num_entering = len(resumed) + sum(job.row is not None for job in self._jobs)
+        ready = self._take_ready(self.rows.num_free - num_entering)
+        if resumed or ready:
+            self._sample(*self._entered(hidden, resumed, ready))
+        elif hidden is not None and len(active):
+            self._sample(hidden, np.arange(len(active), dtype=np.int32), active)
+
+    def _entered(
+        self,
+        hidden: torch.Tensor | None,
+        resumed: list[tuple[Row, int, torch.Tensor]],
+        ready: list[tuple[Node, list[Row]]],
+    ) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+        """Give slots to rows that came back and to children of nodes that are ready.
+
+        States T[R, E], and for each row of the batch, new ones behind the others, the one that it draws from and its slot.
+        """
+        active = self.rows.active
         fresh, leaves = [row for row, *_ in resumed], [np.array([kv_node for _, kv_node, _ in resumed], np.int32)]
         states = ([] if hidden is None else [hidden]) + [state[None] for *_, state in resumed]
         source = list(range(len(active) + len(resumed)))
-        ready = self._take_ready(self.rows.num_free - len(fresh) - sum(job.row is not None for job in self._jobs))
         if ready:
             parents = [self.cache.solid(parent) for parent, _ in ready]
             states.append(self.cache.hidden.read(parents))
@@ -435,11 +454,8 @@ class Policy:
             source += [first + i for i, (_, rows) in enumerate(ready) for _ in rows]
             leaves.append(self.cache.fork([p for p, (_, rows) in zip(parents, ready) for _ in rows]))
             fresh += [row for _, rows in ready for row in rows]
-        if not source:
-            return
-        slots = np.concatenate([active, self.rows.enter(fresh, np.concatenate(leaves)) if fresh else active[:0]])
-        self._sample(torch.cat(states), np.array(source, np.int32), slots)
-        self._end_rows(slots)
+        slots = np.concatenate([active, self.rows.enter(fresh, np.concatenate(leaves))])
+        return torch.cat(states), np.array(source, np.int32), slots
 
     def _take_ready(self, room: int) -> list[tuple[Node, list[Row]]]:
         """Take rows from the groups whose parents are ready, oldest first, at most `room`; by parent."""
@@ -461,42 +477,50 @@ class Policy:
         return taken
 
     def _sample(self, states: torch.Tensor, source: np.ndarray, slots: np.ndarray) -> None:
+        """Draw a token for each of `slots`, from the states that `source` names, and end the rows that it completes."""
         rows, device = self.rows, self.model.device
-        columns = (
-            source,
-            *(getattr(rows, name)[slots] for name in ("key", "position", "temperature", "top_k", "top_p", "min_p", "state")),
-        )
+        columns = source, *(getattr(rows, name)[slots] for name in DRAWN_WITH)
         wanted = bool(rows.has_statistics[slots].any())
         if len(self._stop_table) != len(self.stops.table):  # it only grows
             self._stop_table = torch.from_numpy(self.stops.table).to(device)
         drawn = tts_kernels.sample(
             self.model.logits(states),
-            *(torch.from_numpy(c).to(device) for c in columns),
+            *[torch.from_numpy(c).to(device) for c in columns],
             self._stop_table,
             int(wanted),
             backend=self.model.backend,
         )
-        names = ("tokens", "logprobs", "state", "confidence", "certainty")
-        rows.record(slots, {name: column.cpu().numpy() for name, column in zip(names, drawn)})
+        rows.record(slots, *[column.cpu().numpy() for column in (drawn if wanted else drawn[:3])])
+        self._end_rows(slots)
 
     def _end_rows(self, slots: np.ndarray) -> None:
         rows = self.rows
         kind = rows.state[slots] >> KIND_SHIFT
-        rows.steps_left[slots] -= kind == STEP
-        is_stop = (kind == EOS) | (kind == STOP)
-        is_step = (kind == STEP) & (rows.steps_left[slots] == 0)
         is_limit = rows.count[slots] >= rows.limit[slots]
-        watched = np.zeros(len(slots), bool)
-        for i in np.flatnonzero(rows.has_watch[slots]).tolist():
-            watched[i] = self._is_below(int(slots[i]))
-        for slot in slots[(kind == STEP) & ~is_step & ~is_limit].tolist():
-            rows.held[slot].cuts += (int(rows.count[slot]),)
-        ended = is_stop | is_step | is_limit | watched
-        which = np.where(is_stop, 0, np.where(is_limit, 1, np.where(is_step, 2, 3)))[ended]
-        leaving = slots[ended].tolist()
-        leaves = rows.leaf[leaving].tolist()
-        for row, leaf, end in zip(rows.leave(leaving), leaves, which.tolist()):
-            self._finish(row, leaf, ("stop", row.limit_end, "step", "watch")[end])
+        is_watched = rows.has_watch[slots]
+        ended = []
+        for i in np.flatnonzero((kind > RUNNING) | is_limit | is_watched).tolist():
+            slot = int(slots[i])
+            end = self._end(slot, kind[i], is_limit[i], is_watched[i] and self._is_below(slot))
+            if end is not None:
+                ended.append((slot, int(rows.leaf[slot]), end))
+        for (_, leaf, end), row in zip(ended, rows.leave([slot for slot, *_ in ended]) if ended else ()):
+            self._finish(row, leaf, end)
+
+    def _end(self, slot: int, kind: int, is_limit: bool, is_below: bool) -> str | None:
+        """How the row ends that has just drawn a token, None where it goes on; counts and cuts its steps."""
+        rows, row = self.rows, self.rows.held[slot]
+        if kind == STEP:
+            rows.steps_left[slot] -= 1
+        if kind in (EOS, STOP):
+            return "stop"
+        if is_limit:
+            return row.limit_end
+        if kind == STEP:
+            if rows.steps_left[slot] == 0:
+                return "step"
+            row.cuts += (int(rows.count[slot]),)
+        return "watch" if is_below else None
 
     def _is_below(self, slot: int) -> bool:
         watch, row, count = self.rows.held[slot].recipe.watch, self.rows.held[slot], int(self.rows.count[slot])

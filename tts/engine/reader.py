@@ -132,7 +132,7 @@ class Reader:
             under_way = self._under_way()
             prefills = [prefill for _, prefill in under_way]
             sizes = batch.chunk_sizes(prefills, self.max_batch_tokens)
-            needed = batch.pages_needed(self.kv, prefills, sizes)
+            needed = batch.pages_needed(self.kv, np.zeros(0, np.int32), prefills, sizes)
             if self.cache.evict(needed):
                 order = sorted(range(len(under_way)), key=lambda i: under_way[i][0].node.order)
                 return [prefills[i] for i in order], [sizes[i] for i in order]

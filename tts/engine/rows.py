@@ -147,16 +147,18 @@ class Rows:
         self.active = np.array(active, np.int64)
         return slots
 
-    def record(self, slots: np.ndarray, drawn: dict[str, np.ndarray]) -> None:
-        """Enter one drawn token a slot, with what `sample` says of it."""
+    def record(
+        self, slots: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray, state: np.ndarray, *statistics: np.ndarray
+    ) -> None:
+        """Enter one drawn token a slot, with what `sample` says of it; confidence and certainty where a row wants them."""
         count = self.count[slots]
         if count.max(initial=0) >= self.tokens.shape[1]:
             self._widen()
-        for name in _HISTORIES:
-            getattr(self, name)[slots, count] = drawn[name]
-        self.last[slots] = drawn["tokens"]
-        self.state[slots] = drawn["state"]
-        self.count[slots] += 1
+        for name, values in zip(_HISTORIES, (tokens, logprobs, *statistics)):
+            getattr(self, name)[slots, count] = values
+        self.last[slots] = tokens
+        self.state[slots] = state
+        self.count[slots] = count + 1
         self.position[slots] += 1
 
     def leave(self, slots: list[int]) -> list[Row]:
