@@ -21,16 +21,16 @@ namespace tts {
 namespace {
 
 constexpr int64_t kRowChunk = 256;        // rows for which a weight is read once
-constexpr int64_t kParts = 8;             // of a thread's share, which others take over when their own are done
+constexpr int64_t kMostParts = 32;        // of a thread's share, which others take over when their own are done
 constexpr int64_t kThreadRows = 64;       // from which a thread takes rows of its own and all of the weight
 constexpr int64_t kRowsAtOnce = 2;        // tiles of rows that are multiplied in one go: DRAM is what these wait for
 constexpr int64_t kChunkBytes = 1 << 20;  // of x: half of a usual L2
 constexpr int64_t kWaitingPanels = 32;    // of the output, whose sums wait for the next chunk: 512 KB at 256 rows, gated 1 MB
 constexpr int64_t kMaxLineStep = 8;       // power of two in a row's cache lines, of 64 sets: 8 of them for 16 rows of a tile
 
-// Rows and output panels that are computed without a break.
+// Rows and output panels that are computed without a break, and where the panels end that most likely come after them.
 struct Share {
-  int64_t m0, m1, panel0, panel1;
+  int64_t m0, m1, panel0, panel1, last;
 };
 
 // The parts of a thread's share that somebody works on or has done.
@@ -42,7 +42,7 @@ struct alignas(64) Taken {
 struct Cut {
   int64_t tile_rows, threads;
   bool is_by_rows;
-  int64_t chunk, num_chunks, width;  // blocks of k in a chunk, output panels in a strip
+  int64_t chunk, num_chunks, width, parts;  // blocks of k in a chunk, output panels in a strip, parts of a thread's share
 
   Cut(const Linear& p, int64_t threads) : tile_rows(in_blocks(p.M, kTileRows)), threads(threads) {
     is_by_rows = threads > 1 && p.M >= kThreadRows * threads;
@@ -53,6 +53,8 @@ struct Cut {
     num_chunks = std::max<int64_t>(1, in_blocks(p.depth(), chunk));
     // This strip and the next, both in L2, are to leave room there for x, which needs it from four tiles of rows on.
     width = p.is_gated || (tile_rows > 3 && p.depth() > 64) ? kStrip / 2 : kStrip;
+    const int64_t strips = in_blocks(in_blocks(p.columns(), kPanelColumns), width);
+    parts = std::clamp<int64_t>(in_blocks(strips, is_by_rows ? 1 : threads), 1, kMostParts);
   }
 
   bool is_many() const { return tile_rows > kRowsAtOnce; }
@@ -63,16 +65,17 @@ struct Cut {
   // The sums of 32 rows of a strip.
   int64_t block_sums(const Linear& p) const { return width * (p.is_gated ? 2 : 1) * 2 * kSum; }
 
-  // One of the kParts parts of a thread's share: all of its rows, some of its panels.
+  // One of the parts of a thread's share: all of its rows, some of its panels.
   Share share(const Linear& p, int64_t thread, int64_t part) const {
     const int64_t panels = in_blocks(p.columns(), kPanelColumns);
     const auto cut = [](int64_t count, int64_t step, int64_t i, int64_t of) {
       return std::min(count, in_blocks(count, step) * i / of * step);
     };
-    const int64_t row_parts = is_by_rows ? threads : 1, panel_parts = kParts * (is_by_rows ? 1 : threads);
-    const int64_t row_part = is_by_rows ? thread : 0, panel_part = is_by_rows ? part : thread * kParts + part;
+    const int64_t row_parts = is_by_rows ? threads : 1, panel_parts = parts * (is_by_rows ? 1 : threads);
+    const int64_t row_part = is_by_rows ? thread : 0, panel_part = is_by_rows ? part : thread * parts + part;
     return {cut(p.M, 2 * kTileRows, row_part, row_parts), cut(p.M, 2 * kTileRows, row_part + 1, row_parts),
-            cut(panels, width, panel_part, panel_parts), cut(panels, width, panel_part + 1, panel_parts)};
+            cut(panels, width, panel_part, panel_parts), cut(panels, width, panel_part + 1, panel_parts),
+            cut(panels, width, is_by_rows ? parts : (thread + 1) * parts, panel_parts)};
   }
 };
 
@@ -114,6 +117,7 @@ void copy_row(const Linear& p, const Cut& cut, const Rows& x, int64_t m) {
 // The weight's panels for `count` panels of the output from `first` on: where it is gated, the gates and then what they gate.
 Panels panels_of(const Linear& p, int64_t first, int64_t count, int64_t block) {
   Panels panels{};
+  if (count <= 0) return panels;
   const auto add = [&](int64_t panel) {
     panels.at[panels.count++] = static_cast<const BF16*>(p.weight) + (panel * p.depth() + block) * kBlockSize;
   };
@@ -129,12 +133,17 @@ struct Strip {
   Panels next;  // what comes after it
 };
 
+// The machine's own prefetcher keeps up with few rows.
+struct Nothing {
+  TTS_INLINE void step() {}
+};
+
 // One or two tiles of rows, in one go.
 template <int ROWS>
 TTS_TARGET_AMX void few_rows(const Linear& p, const Rows& x, const Strip& s, Writer& writer) {
   alignas(64) float sums[kStrip * ROWS * kSum];
-  NextStrip next(s.next, p.depth(), std::max<int64_t>(1, in_blocks(s.count, panels_beside(ROWS)) * p.depth()));
-  rows_of_tiles<ROWS>(x.row(0, s.m0), x.stride, panels_of(p, s.panel, s.count, 0), p.depth(), true, next, sums);
+  Nothing beside;
+  rows_of_tiles<ROWS>(x.row(0, s.m0), x.stride, panels_of(p, s.panel, s.count, 0), p.depth(), true, beside, sums);
   writer.begin(sums, ROWS * kSum, s.m0, s.m1 - s.m0, s.panel, s.count, 1);
   writer.finish();
 }
@@ -187,13 +196,15 @@ void for_each_strip(const Linear& p, const Cut& cut, const Share& share, Body&& 
   };
   for (int64_t m = share.m0; m < share.m1; m += kRowChunk)
     for (int64_t first = share.panel0; first < share.panel1; first += most) {
-      const int64_t last = std::min(share.panel1, first + most), following = last < share.panel1 ? last : share.panel0;
+      const int64_t last = std::min(share.panel1, first + most);
+      const bool is_read_again = last == share.panel1 && m + kRowChunk < share.m1;
+      const int64_t following = is_read_again ? share.panel0 : last;
       for (int64_t c = 0; c < cut.num_chunks; ++c)
         for (int64_t panel = first; panel < last; panel += cut.width) {
           const bool is_last_panel = panel + cut.width >= last, is_last_chunk = c + 1 == cut.num_chunks;
           const Panels next = !is_last_panel   ? panels(panel + cut.width, last, c)
                               : !is_last_chunk ? panels(first, last, c + 1)
-                                               : panels(following, share.panel1, 0);
+                                               : panels(following, share.last, 0);
           body(Strip{m, std::min(share.m1, m + kRowChunk), panel, std::min(cut.width, last - panel), c, next}, panel - first);
         }
     }
@@ -221,8 +232,8 @@ void linear_in_tiles(const Linear& p) {
     Writer writer(p);
     for (int64_t i = 0; i < cut.threads; ++i) {
       const int64_t owner = (thread_index() + i) % cut.threads;
-      std::atomic<int64_t>& parts = taken[static_cast<size_t>(owner)].parts;
-      for (int64_t part; (part = parts.fetch_add(1, std::memory_order_relaxed)) < kParts;)
+      std::atomic<int64_t>& taken_parts = taken[static_cast<size_t>(owner)].parts;
+      for (int64_t part; (part = taken_parts.fetch_add(1, std::memory_order_relaxed)) < cut.parts;)
         for_each_strip(p, cut, cut.share(p, owner, part), [&](const Strip& s, int64_t panel) {
           strip_of_tiles(p, cut, x, s, sums + (cut.waits() ? panel / cut.width * strip_sums : 0), writer);
         });
