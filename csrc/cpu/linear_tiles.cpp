@@ -21,7 +21,8 @@ namespace tts {
 namespace {
 
 constexpr int64_t kRowChunk = 256;        // rows for which a weight is read once
-constexpr int64_t kMostParts = 32;        // of a thread's share, which others take over when their own are done
+constexpr int64_t kParts = 8;             // of a thread's share, which others take over when their own are done ...
+constexpr int64_t kSmallParts = 32;       // ... and where x lies in L2 at once, so that its parts may be small
 constexpr int64_t kThreadRows = 64;       // from which a thread takes rows of its own and all of the weight
 constexpr int64_t kRowsAtOnce = 2;        // tiles of rows that are multiplied in one go: DRAM is what these wait for
 constexpr int64_t kChunkBytes = 1 << 20;  // of x: half of a usual L2
@@ -54,7 +55,8 @@ struct Cut {
     // This strip and the next, both in L2, are to leave room there for x, which needs it from four tiles of rows on.
     width = p.is_gated || (tile_rows > 3 && p.depth() > 64) ? kStrip / 2 : kStrip;
     const int64_t strips = in_blocks(in_blocks(p.columns(), kPanelColumns), width);
-    parts = std::clamp<int64_t>(in_blocks(strips, is_by_rows ? 1 : threads), 1, kMostParts);
+    const bool is_small = !is_by_rows && num_chunks == 1;
+    parts = std::clamp<int64_t>(in_blocks(strips, is_by_rows ? 1 : threads), 1, is_small ? kSmallParts : kParts);
   }
 
   bool is_many() const { return tile_rows > kRowsAtOnce; }
