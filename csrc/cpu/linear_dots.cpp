@@ -50,21 +50,16 @@ TTS_TARGET_AVX512_BF16 inline void dot_rows(const BF16* x, int64_t x_stride, con
   for (int m = 0; m < ROWS; ++m) _mm512_store_ps(sums + m * kPanelColumns, acc[m]);
 }
 
+// As many rows as there are registers for sums, and what is left in few turns: each reads the panel.
+template <int ROWS = 24>
 TTS_TARGET_AVX512_BF16 void panel_of_dots(const Linear& p, const PaddedRows<BF16>& x, int64_t m0, int64_t m1, int64_t panel) {
-  constexpr int kMost = 24;
-  alignas(64) float sums[kMost * kPanelColumns];
+  alignas(64) float sums[ROWS * kPanelColumns];
   const BF16* weight = static_cast<const BF16*>(p.weight) + panel * p.depth() * kBlockSize;
-  for (int64_t m = m0, rows; m < m1; m += rows) {
-    const BF16* from = x.rows + m * x.stride;
-    rows = m + kMost <= m1 ? kMost : m + 6 <= m1 ? 6 : 1;
-    if (rows == kMost)
-      dot_rows<kMost>(from, x.stride, weight, p.depth(), sums);
-    else if (rows == 6)
-      dot_rows<6>(from, x.stride, weight, p.depth(), sums);
-    else
-      dot_rows<1>(from, x.stride, weight, p.depth(), sums);
-    write_sums(p, sums, m, rows, panel * kPanelColumns);
+  for (; m0 + ROWS <= m1; m0 += ROWS) {
+    dot_rows<ROWS>(x.rows + m0 * x.stride, x.stride, weight, p.depth(), sums);
+    write_sums(p, sums, m0, ROWS, panel * kPanelColumns);
   }
+  if constexpr (ROWS > 1) panel_of_dots<ROWS == 24 ? 16 : ROWS / 2>(p, x, m0, m1, panel);
 }
 
 void copy_row(const Linear& p, int64_t m, BF16* to) {
@@ -74,7 +69,7 @@ void copy_row(const Linear& p, int64_t m, BF16* to) {
 }  // namespace
 
 void linear_in_dots(const Linear& p) {
-  for_each_panel<BF16>(p, [&](int64_t m, BF16* to) { copy_row(p, m, to); }, [&](auto&&... at) { panel_of_dots(p, at...); });
+  for_each_panel<BF16>(p, [&](int64_t m, BF16* to) { copy_row(p, m, to); }, [&](auto&&... at) { panel_of_dots<>(p, at...); });
 }
 
 }  // namespace tts
