@@ -135,17 +135,12 @@ struct Strip {
   Panels next;  // what comes after it
 };
 
-// The machine's own prefetcher keeps up with few rows.
-struct Nothing {
-  TTS_INLINE void step() {}
-};
-
 // One or two tiles of rows, in one go.
 template <int ROWS>
 TTS_TARGET_AMX void few_rows(const Linear& p, const Rows& x, const Strip& s, Writer& writer) {
   alignas(64) float sums[kStrip * ROWS * kSum];
-  Nothing beside;
-  rows_of_tiles<ROWS>(x.row(0, s.m0), x.stride, panels_of(p, s.panel, s.count, 0), p.depth(), true, beside, sums);
+  NextStrip next(s.next, p.depth(), std::max<int64_t>(1, in_blocks(s.count, panels_beside(ROWS)) * p.depth()));
+  rows_of_tiles<ROWS>(x.row(0, s.m0), x.stride, panels_of(p, s.panel, s.count, 0), p.depth(), true, next, sums);
   writer.begin(sums, ROWS * kSum, s.m0, s.m1 - s.m0, s.panel, s.count, 1);
   writer.finish();
 }

@@ -26,7 +26,7 @@ struct Panels {
 class NextStrip {
  public:
   NextStrip(const Panels& next, int64_t num_blocks, int64_t num_steps) : next_(next), panel_bytes_(num_blocks * kBlockSize * 2) {
-    begin_panel();
+    if (next.count > 0) begin_panel();
     count_ = in_blocks(next.count * (panel_bytes_ / kPage + 2) * kFirstLines, num_steps);
   }
 
