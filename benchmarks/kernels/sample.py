@@ -11,6 +11,7 @@ import tts_kernels
 from benchmarks.kernels import flashinfer
 from benchmarks.kernels.cases import DTYPES, Case, Setting, Spec, Variant, copies, family, nbytes, random, rotate
 from benchmarks.kernels.floors import Work
+from tts_kernels import memory
 from tts_kernels.philox import uniform
 
 VOCABULARY = 151936
@@ -40,7 +41,8 @@ def _case(rows: int, siblings: int, top_p: float, with_statistics: bool, dtype: 
     rest = row, key, position, f32[0], zeros, f32[1], f32[2], zeros, next_state, int(with_statistics)
     outputs = tts_kernels.sample(logits, *rest)
     count = copies(nbytes(logits), setting)
-    all_logits = [logits, *(logits.clone() for _ in range(count - 1))]
+    # On huge pages where there are some, as the engine has them, for the peers, too.
+    all_logits = [memory.empty(logits.shape, logits.dtype, device).copy_(logits) for _ in range(count)]
     next_logits, next_logits_of_torch = rotate(all_logits), rotate(all_logits)
     case = Case(
         dtype=dtype,
