@@ -14,7 +14,7 @@ def dense(tensor: torch.Tensor) -> torch.Tensor:
 
 def dense_all(*tensors: torch.Tensor) -> list[torch.Tensor]:
     """The tensors row-major. Their copies live as long as the caller keeps the list."""
-    return [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors]
+    return [dense(tensor) for tensor in tensors]
 
 
 def dense_rows(tensor: torch.Tensor) -> torch.Tensor:

@@ -22,9 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tts_kernels.signature import CPU, FLOATS, Arg, conformance, evaluate, split
-
-SCALARS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "str": (str,)}
+from tts_kernels.signature import CPU, FLOATS, SCALARS, Arg, conformance, evaluate, split
 
 OPS: dict[str, Op] = {}
 """Every declared op by name, in order of declaration."""
@@ -108,13 +106,11 @@ class Op:
         if conforming is None:
             values, *conforming = self._walk(values)
         dims, dtype, device, shapes = conforming
-        given: Sequence[Any]
-        outputs: Sequence[torch.Tensor]
         chosen = self.choose("cpu" if device is CPU else device.type, dtype, backend)
         if device is CPU and not chosen.checks_values:
             self._check_values(values, dims)
         if out is None:
-            outputs = given = [torch.empty(s, dtype=a.dtype or dtype, device=device) for s, a in zip(shapes, self.outputs)]
+            given = outputs = self._allocate(shapes, dtype, device)
         else:
             given = out if isinstance(out, (tuple, list)) else (out,)
             outputs = self._check_given(given, dims, dtype, device)
@@ -291,7 +287,10 @@ class Op:
                 dtype, device = dtype if arg.dtype else tensor.dtype, tensor.device
                 for (name, _, number), size in zip(arg.dims, tensor.shape):
                     dims.setdefault(name, size - number)
-        return [torch.empty(s, dtype=a.dtype or dtype, device=device) for s, a in zip(self._shapes(dims), self.outputs)]
+        return self._allocate(self._shapes(dims), dtype, device)
+
+    def _allocate(self, shapes: Sequence[Sequence[int]], dtype, device) -> Sequence[torch.Tensor]:
+        return [torch.empty(s, dtype=a.dtype or dtype, device=device) for s, a in zip(shapes, self.outputs)]
 
     def _shapes(self, dims: dict[str, int]) -> list[list[int]]:
         """Those of the outputs."""

@@ -35,6 +35,7 @@ DTYPES = {
 }
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 CPU = torch.device("cpu")
+SCALARS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "str": (str,)}
 _ITEM = re.compile(r"(?P<name>\w+)(?P<mark>[?!]?) (?P<type>\w+)(\[(?P<dims>[^\]]*)\](?P<list>\*)?)?( in (?P<range>\S+))?")
 _DIM = re.compile(r"(?P<name>[A-Za-z_]\w*|\(.*\))?(/(?P<block>\d+))?\+?(?P<number>\d+)?")
 _NO_BUILTINS: dict[str, Any] = {"__builtins__": {}}
@@ -107,7 +108,7 @@ def evaluate(code: CodeType, dims: dict[str, int]) -> Any:
 
 
 def conformance(inputs: Sequence[Arg], outputs: Sequence[Arg], conditions: Sequence[str]) -> Callable[[Sequence[Any]], Any]:
-    """The checks of a call's inputs as straight code: it takes a third of the time of walking the signature.
+    """The checks of a call's inputs as straight code: a quarter to a half of the time of walking the signature.
 
     Gives a function of the values. Where they are tensors and scalars as the signature says it gives (dims, dtype of the type
     variable, device, shapes of the outputs), else None: what is wrong, or that they are arrays, is for the walk to find. The
@@ -180,8 +181,7 @@ def _shape_checks(x: str, arg: Arg, bound: set[str]) -> list[str]:
 
 
 def _scalar_checks(x: str, arg: Arg) -> list[str]:
-    types = {"int": f"type({x}) is not int", "float": f"type({x}) is not float and type({x}) is not int"}
-    lines = [f"if {types.get(arg.type, f'type({x}) is not str')}: return None"]
+    lines = [f"if {' and '.join(f'type({x}) is not {t.__name__}' for t in SCALARS[arg.type])}: return None"]
     if arg.choices:
         lines.append(f"if {x} not in {arg.choices!r}: return None")
     if arg.limits:

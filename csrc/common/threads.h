@@ -7,11 +7,8 @@
 
 #include <cstdint>
 #include <memory>
-#include <new>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
+#include "common/memory.h"
 
 namespace tts {
 
@@ -48,31 +45,14 @@ class Scratch {
     if (bytes > capacity_) {
       memory_.reset();
       capacity_ = 0;
-      memory_ = allocate(static_cast<size_t>(bytes));
+      memory_ = allocate(bytes);
       capacity_ = bytes;
     }
     return memory_.get();
   }
 
  private:
-  struct Free {
-    std::align_val_t alignment;
-    void operator()(void* memory) const { ::operator delete(memory, alignment); }
-  };
-  using Memory = std::unique_ptr<void, Free>;
-
-  // On huge pages where there are some: rows of a few kilobytes lie in a page of 4 KB each, and a tile has 16 of them.
-  static Memory allocate(size_t bytes) {
-    constexpr size_t kLine = 64, kHugePage = size_t{1} << 21;
-    const std::align_val_t alignment{bytes < kHugePage ? kLine : kHugePage};
-    Memory memory(::operator new(bytes, alignment), Free{alignment});
-#ifdef MADV_HUGEPAGE
-    if (bytes >= kHugePage) madvise(memory.get(), bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
-#endif
-    return memory;
-  }
-
-  Memory memory_{nullptr, Free{std::align_val_t{64}}};
+  Memory memory_;
   int64_t capacity_ = 0;
 };
 

@@ -3,12 +3,12 @@
 // Every thread of the OpenMP runtime works on its own memory or registers; all start a round together, and the round lasts until
 // the slowest has finished. Rounds take a few milliseconds and the best one counts: other processes only make a round slower.
 #include <algorithm>
-#include <cstdlib>
+#include <cstring>
 #include <ctime>
-#include <new>
 
 #include "common/check.h"
 #include "common/isa.h"
+#include "common/memory.h"
 #include "common/simd.h"
 #include "common/sizes.h"
 #include "common/threads.h"
@@ -18,14 +18,12 @@
 #include <emmintrin.h>
 #endif
 #if defined(__linux__)
-#include <sys/mman.h>
 #include <unistd.h>
 #endif
 
 namespace tts {
 namespace {
 
-constexpr int64_t kHugePage = int64_t{2} << 20;
 constexpr int64_t kRoundBytes = int64_t{32} << 20;  // of a thread, or all it has: about 2 ms
 constexpr int64_t kRoundWork = 100000;              // iterations of a compute probe in a round: .5 to 2 ms
 
@@ -66,28 +64,19 @@ TTS_INLINE void keep(const T& result) {
 
 // ---- memory
 
-// Zeroed memory in huge pages where the system has them, each thread's part written first by that thread.
+// Zeroed memory, each thread's part written first by that thread.
 class Buffer {
  public:
-  explicit Buffer(int64_t bytes_per_thread) : part_(bytes_per_thread) {
-    const auto size = static_cast<size_t>(part_ * max_threads());
-    memory_ = static_cast<char*>(std::aligned_alloc(kHugePage, size));
-    if (memory_ == nullptr) throw std::bad_alloc();
-#if defined(__linux__)
-    madvise(memory_, size, MADV_HUGEPAGE);
-#endif
+  explicit Buffer(int64_t bytes_per_thread) : part_(bytes_per_thread), memory_(allocate(part_ * max_threads())) {
 #pragma omp parallel
     std::memset(part(thread_index()), 0, static_cast<size_t>(part_));
   }
-  ~Buffer() { std::free(memory_); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
 
-  char* part(int thread) const { return memory_ + thread * part_; }
+  char* part(int thread) const { return static_cast<char*>(memory_.get()) + thread * part_; }
 
  private:
   int64_t part_;
-  char* memory_;
+  Memory memory_;
 };
 
 // Bytes of the data cache of `level` (2 or 3), `unknown` where the system does not say.

@@ -55,7 +55,7 @@ struct Cut {
     // This strip and the next, both in L2, are to leave room there for x, which needs it from four tiles of rows on.
     width = p.is_gated || (tile_rows > 3 && p.depth() > 64) ? kStrip / 2 : kStrip;
     const int64_t strips = in_blocks(in_blocks(p.columns(), kPanelColumns), width);
-    const bool is_small = !is_by_rows && num_chunks == 1;
+    const bool is_small = !is_by_rows && num_chunks == 1 && p.M <= kRowChunk;
     parts = std::clamp<int64_t>(in_blocks(strips, is_by_rows ? 1 : threads), 1, is_small ? kSmallParts : kParts);
   }
 

@@ -429,9 +429,13 @@ class Policy:
         num_entering = len(resumed) + sum(job.row is not None for job in self._jobs)
         ready = self._take_ready(self.rows.num_free - num_entering)
         if resumed or ready:
-            self._sample(*self._entered(hidden, resumed, ready))
+            states, source, slots = self._entered(hidden, resumed, ready)
         elif hidden is not None and len(active):
-            self._sample(hidden, np.arange(len(active), dtype=np.int32), active)
+            states, source, slots = hidden, np.arange(len(active), dtype=np.int32), active
+        else:
+            return
+        self._sample(states, source, slots)
+        self._end_rows(slots)
 
     def _entered(
         self,
@@ -477,7 +481,7 @@ class Policy:
         return taken
 
     def _sample(self, states: torch.Tensor, source: np.ndarray, slots: np.ndarray) -> None:
-        """Draw a token for each of `slots`, from the states that `source` names, and end the rows that it completes."""
+        """Draw a token for each of `slots`, from the states that `source` names."""
         rows, device = self.rows, self.model.device
         columns = source, *(getattr(rows, name)[slots] for name in DRAWN_WITH)
         wanted = bool(rows.has_statistics[slots].any())
@@ -491,7 +495,6 @@ class Policy:
             backend=self.model.backend,
         )
         rows.record(slots, *[column.cpu().numpy() for column in (drawn if wanted else drawn[:3])])
-        self._end_rows(slots)
 
     def _end_rows(self, slots: np.ndarray) -> None:
         rows = self.rows
