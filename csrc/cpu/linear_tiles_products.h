@@ -59,7 +59,7 @@ class NextStrip {
   const char *at_ = nullptr, *end_ = nullptr;
 };
 
-// Keeps two instructions that write tiles apart, and asks for a quarter of a block, to be in L1 when it is loaded.
+// Keeps two instructions that write tiles apart, and asks for a quarter of the next block, to be in L1 when it is loaded.
 template <int QUARTER>
 TTS_INLINE void apart_asking_for(const BF16* block) {
   for (int i = 0; i < 4; ++i) __builtin_prefetch(block + (4 * QUARTER + i) * 32, 0, 3);
@@ -73,7 +73,7 @@ constexpr int64_t panels_beside(int tile_rows) { return kStrip / tile_rows; }
 template <int ROWS, class Beside>
 TTS_TARGET_AMX inline void multiply_tiles(const BF16* x, int64_t x_stride, const BF16* const* panels, int64_t depth,
                                           bool is_first, Beside& beside, float* sums) {
-  constexpr int64_t kPanels = panels_beside(ROWS), kSoon = ROWS;  // a block is asked for so many blocks before
+  constexpr int64_t kPanels = panels_beside(ROWS);
   const int64_t row_bytes = x_stride * 2, tile_size = kTileRows * x_stride;
   if (is_first) {
     _tile_zero(0);
@@ -89,7 +89,7 @@ TTS_TARGET_AMX inline void multiply_tiles(const BF16* x, int64_t x_stride, const
   for (int64_t k = 0, at = 0; k < depth; ++k, at += kBlockSize, x += kPanelDepth) {
     beside.step();
     const BF16* soon[kPanels];
-    for (int64_t i = 0; i < kPanels; ++i) soon[i] = panels[i] + at + kSoon * kBlockSize;
+    for (int64_t i = 0; i < kPanels; ++i) soon[i] = panels[i] + at + kBlockSize;
     if constexpr (ROWS == 1) {
       _tile_loadd(4, x, row_bytes);
       apart();
