@@ -20,6 +20,8 @@ from benchmarks.search.traces import Trace
 PEERS = Path(__file__).parents[1] / "peers"
 ROOT = Path(__file__).parents[2]
 PAGE_SIZE = 16
+# glibc then asks for huge pages for what a peer allocates, as this package does for weights and pages by itself.
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def ask(setup: Setup, line: Line, question: dict[str, Any]) -> dict[str, Any]:
     """The engine's answer, or as `error` the reason why there is none."""
     if not line.command:
         return {"error": "no environment: see benchmarks/peers/*.sh"}
-    environment = os.environ | pinning.settings(setup.threads)
+    environment = os.environ | pinning.settings(setup.threads) | HUGE_PAGES
     asked = json.dumps(question | {"line": line.way}) + "\n"
     try:
         done = subprocess.run(
