@@ -19,12 +19,6 @@ TTS_TARGET_AMX TTS_INLINE __m512 widened(__m256i half) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
-// Both rounded: 16 of `first`, then 16 of `second`.
-TTS_TARGET_AMX TTS_INLINE __m512i round_both(__m512 first, __m512 second) {
-  const __m512bh both = _mm512_cvtne2ps_pbh(second, first);
-  return reinterpret_cast<const __m512i&>(both);
-}
-
 // Writes the sums of a strip, a cache line of the output at a time where it has whole ones: row after row of two panels. Much of
 // it runs beside the next product, which leaves all but the tile unit idle.
 class Writer {
@@ -72,18 +66,17 @@ class Writer {
     left_ -= num_lines;
     for (int64_t count; num_lines > 0; num_lines -= count) {
       count = std::min(num_lines, rows_left_);
-      p_.is_gated ? write_rows<true>(count) : write_rows<false>(count);
+      write_rows(count);
       if ((rows_left_ -= count) == 0 && panel_ + 2 < count_) begin_panels(panel_ + 2);
     }
   }
 
-  template <bool IS_GATED>
   TTS_TARGET_AMX TTS_INLINE void write_rows(int64_t count) {
     const float* up = at_ + count_ * panel_sums_;
     const BF16* up_bias = bias_ == nullptr ? nullptr : bias_ + N_;
     for (int64_t i = 0; i < count; ++i, at_ += kPanelColumns, up += kPanelColumns, to_ += N_) {
       __m512i line = rounded(at_, bias_);
-      if constexpr (IS_GATED) {
+      if (p_.is_gated) {
         alignas(64) BF16 gate[32], by[32];
         _mm512_store_si512(gate, line);
         _mm512_store_si512(by, rounded(up, up_bias));
@@ -105,7 +98,8 @@ class Writer {
       low = _mm512_add_ps(low, widened(_mm512_castsi512_si256(both)));
       high = _mm512_add_ps(high, widened(_mm512_extracti64x4_epi64(both, 1)));
     }
-    return round_both(low, high);
+    const __m512bh line = _mm512_cvtne2ps_pbh(high, low);
+    return reinterpret_cast<const __m512i&>(line);
   }
 
   const Linear& p_;
