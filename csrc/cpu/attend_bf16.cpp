@@ -33,7 +33,6 @@ namespace tts {
 namespace {
 
 constexpr int64_t kMinTiles = 4, kMaxTiles = 32;  // per task
-constexpr int64_t kTasksPerThread = 2;
 constexpr int64_t kMostEights = 2;          // eight lanes each, that a block meets without being laid out
 constexpr int64_t kParallelWork = 1 << 18;  // multiply-adds below which a second thread costs more than it saves
 constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
@@ -425,8 +424,7 @@ void run(const Attend& p) {
   segmenter.run(p);
   const int64_t lanes = lanes_per_query(segmenter, p.H / p.G), all_tiles = in_blocks(p.N * lanes, kLanes);
   const int threads = segmenter.work * p.H * p.D * 2 > kParallelWork ? max_threads() : 1;
-  const int64_t share = in_blocks(all_tiles * p.G, kTasksPerThread * threads);
-  const int64_t tiles = std::clamp(share, kMinTiles, kMaxTiles);
+  const int64_t tiles = std::clamp(in_blocks(all_tiles * p.G, threads), kMinTiles, kMaxTiles);
   const int64_t queries = std::max<int64_t>(1, tiles * kLanes / lanes), blocks = in_blocks(p.N, queries);
   const int64_t bytes = round_up(Task<Products>::bytes(p, std::max(tiles, in_blocks(lanes, kLanes))), 64);
   char* memory = static_cast<char*>(thread_owned<Scratch>().take(threads * bytes));
