@@ -21,7 +21,7 @@ from tts.engine.model import Model
 from tts.engine.policy import Policy
 from tts.engine.sampling import Sampling
 from tts.engine.session import Ticket
-from tts.moves import All, Expand, Moves, Node, Score, Tokens
+from tts.moves import All, Drop, Expand, Moves, Node, Score, Tokens
 from tts.request import Request
 from tts.search import Search
 from tts.strategies import SearchProblem, Strategy
@@ -66,6 +66,7 @@ def follow(problem: SearchProblem, p: Traced) -> Moves:
     live: list = [problem.root]
     for step in p.steps[problem.id]:
         parents, lengths = [live[i] for i in step["parents"]], step["lengths"]
+        yield Drop([node for i, node in enumerate(live) if i not in step["parents"]])
         if len(set(lengths)) == 1:
             runs = [i for i in range(len(parents)) if i == 0 or parents[i] is not parents[i - 1]]
             widths = [end - begin for begin, end in zip(runs, [*runs[1:], len(parents)])]

@@ -55,6 +55,20 @@ def test_64_beams_of_12_steps_cost_the_new_tokens_only(tmp_path, name):
     assert whole > 2.5 * expected
 
 
+def test_what_is_queued_goes_in_passes_of_about_one_size(tmp_path, monkeypatch):
+    verifier = open_verifier(make_family_folder(tmp_path, "trl"), max_batch_tokens=64)
+    sizes, forward = [], verifier.model.forward
+    monkeypatch.setattr(verifier.model, "forward", lambda ragged: sizes.append(len(ragged.tokens)) or forward(ragged))
+    root = make_root()
+    verifier.submit("What is 1 + 2?", [root], Meter())
+    drain(verifier)
+    sizes.clear()
+    verifier.submit("What is 1 + 2?", [make_child(root, f"step {i}\n\n") for i in range(10)], Meter())
+    drain(verifier)
+    assert len(sizes) == -(-sum(sizes) // 64) > 1
+    assert max(sizes) - min(sizes) <= len(sizes)
+
+
 def test_logits_of_all_tokens_never_exist(tmp_path, monkeypatch):
     """A reward model's language-model head is not even loaded; a likelihood's logits are made in pieces of rows."""
     verifier = open_verifier(make_family_folder(tmp_path, "rlhflow"))

@@ -46,8 +46,9 @@ class _Job:
 class Reader:
     """Brings nodes into its own paged KV, sharing prefixes as the search tree does; `tokens_of` is its view of a node.
 
-    `read` enters nodes, `step` runs one forward pass of at most `max_batch_tokens` and gives what it read. Verifier tokens are
-    charged when they are read for the first time, those read again apart.
+    `read` enters nodes, `step` runs one forward pass of at most `max_batch_tokens` and gives what it read. What is queued goes
+    in passes of about one size: a small rest would read all weights for few tokens. Verifier tokens are charged when they are
+    read for the first time, those read again apart.
     """
 
     def __init__(
@@ -126,12 +127,17 @@ class Reader:
     def _under_way(self) -> list[tuple[_Job, Prefill]]:
         return [(job, job.prefill) for job in self._jobs if job.prefill]
 
+    def _even_share(self) -> int:
+        """Tokens of a pass, when as few as possible take the same share of what is queued."""
+        left = sum(job.prefill.num_left if job.prefill else job.num_tokens for job in self._jobs)
+        return -(-left // max(1, -(-left // self.max_batch_tokens)))
+
     def _make_room(self) -> tuple[list[Prefill], list[int]]:
         """The prefills in depth-first order and their chunks, for which the pages suffice; the youngest wait."""
         while True:
             under_way = self._under_way()
             prefills = [prefill for _, prefill in under_way]
-            sizes = batch.chunk_sizes(prefills, self.max_batch_tokens)
+            sizes = batch.chunk_sizes(prefills, self._even_share())
             needed = batch.pages_needed(self.kv, np.zeros(0, np.int32), prefills, sizes)
             if self.cache.evict(needed):
                 order = sorted(range(len(under_way)), key=lambda i: under_way[i][0].node.order)
