@@ -115,7 +115,7 @@ def ask(setup: Setup, line: Line, question: dict[str, Any]) -> dict[str, Any]:
     """The engine's answer, or as `error` the reason why there is none."""
     if not line.command:
         return {"error": "no environment: see benchmarks/peers/*.sh"}
-    environment = os.environ | pinning.settings(setup.threads) | HUGE_PAGES
+    environment = HUGE_PAGES | os.environ | pinning.settings(setup.threads)
     asked = json.dumps(question | {"line": line.way}) + "\n"
     try:
         done = subprocess.run(

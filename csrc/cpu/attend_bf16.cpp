@@ -25,6 +25,7 @@
 #include "cpu/attend_bf16_layout.h"
 #include "cpu/attend_bf16_products.h"
 #include "cpu/attend_bf16_segments.h"
+#include "cpu/attend_bf16_tile.h"
 #include "cpu/attend_bf16_weights.h"
 
 #if TTS_HAS_X86_BF16
@@ -33,51 +34,9 @@ namespace tts {
 namespace {
 
 constexpr int64_t kMinTiles = 4, kMaxTiles = 32;  // per task
-constexpr int64_t kMostEights = 2;          // eight lanes each, that a block meets without being laid out
-constexpr int64_t kParallelWork = 1 << 18;  // multiply-adds below which a second thread costs more than it saves
+constexpr int64_t kMostEights = 2;                // eight lanes each, that a block meets without being laid out
+constexpr int64_t kParallelWork = 1 << 18;        // multiply-adds below which a second thread costs more than it saves
 constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
-
-// ---- one tile: sixteen query heads
-
-struct Tile {
-  BF16* queries;   // [D / 2][16][2], D in whole chunks of 32
-  float* sums;     // [D in chunks][16], or, `by_lane`, [16][D in chunks] in the order in which eight lanes take them
-  float* maximum;  // [16] powers of two that the weights are relative to; -inf: no token yet
-  float* total;    // [2][16] sums of the weights at even and at odd pairs of positions
-  int32_t* query;  // [16] the query of each lane, -1: none
-  float* largest;  // [1] magnitude of the queries
-  bool* by_lane;
-
-  static int64_t bytes(int64_t dim) { return round_up(dim, 32) * (32 + 64) + 5 * 64; }
-
-  Tile(char* memory, int64_t dim)
-      : queries(reinterpret_cast<BF16*>(memory)),
-        sums(reinterpret_cast<float*>(memory + round_up(dim, 32) * 32)),
-        maximum(sums + round_up(dim, 32) * kLanes),
-        total(maximum + kLanes),
-        query(reinterpret_cast<int32_t*>(total + 2 * kLanes)),
-        largest(total + 3 * kLanes),
-        by_lane(reinterpret_cast<bool*>(largest + 1)) {}
-};
-
-// Raises the maximum of each lane to a power of two not below `most`, and rescales what was summed: exactly.
-TTS_TARGET_AVX512_BF16 inline void raise_maximum(const Tile& tile, __m512 most, int64_t dim) {
-  const __m512 before = _mm512_load_ps(tile.maximum);
-  const __m512 after = _mm512_max_ps(_mm512_roundscale_ps(most, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC), before);
-  if (_mm512_cmp_ps_mask(after, before, _CMP_NEQ_UQ) == 0) return;
-  _mm512_store_ps(tile.maximum, after);
-  // From -inf the factor is 0, and what it meets is 0.
-  const __m512 factor = _mm512_scalef_ps(_mm512_set1_ps(1.0f), _mm512_sub_ps(before, after));
-  const __mmask16 changes = _mm512_cmp_ps_mask(after, before, _CMP_NEQ_UQ);
-  for (int64_t i = 0; i < 2; ++i) {
-    const __m512 total = _mm512_load_ps(tile.total + i * kLanes);
-    _mm512_store_ps(tile.total + i * kLanes, _mm512_mask_mul_ps(total, changes, total, factor));
-  }
-  for (int64_t d = 0; d < dim; ++d) {
-    const __m512 sum = _mm512_load_ps(tile.sums + d * kLanes);
-    _mm512_store_ps(tile.sums + d * kLanes, _mm512_mask_mul_ps(sum, changes, sum, factor));
-  }
-}
 
 // weights[pair][lane] = 2^(factor * score - maximum) of tokens 2 * pair and 2 * pair + 1, and their sums; beside it the steps of
 // `products`, spread over the tokens. (The target allows tiles; where they are missing, the products are of another kind.)
@@ -315,7 +274,7 @@ class Task {
     const __m512 most = view.hides ? largest_of_eight<true>(scores, view.tokens, sees, &magnitude)
                                    : largest_of_eight<false>(scores, view.tokens, sees, &magnitude);
     float* totals[2] = {tile.total + first, tile.total + kLanes + first};
-    raise_lanes(tile, first, _mm512_castps512_ps256(_mm512_mul_ps(most, _mm512_set1_ps(factor()))));
+    raise_maximum_of_eight(tile, first, _mm512_castps512_ps256(_mm512_mul_ps(most, _mm512_set1_ps(factor()))), key_stride());
     const __m512 maximum = _mm512_broadcast_f32x8(_mm256_load_ps(tile.maximum + first));
     const Exponents exponents = magnitude * factor() < Exponents::kMost && !is_large(maximum)
                                     ? Exponents::of(factor(), maximum)
@@ -324,24 +283,6 @@ class Task {
     total = weigh_eight(scores, view.tokens, exponents, total, weights, ahead_);
     _mm256_store_ps(totals[0], _mm512_castps512_ps256(total));
     _mm256_store_ps(totals[1], _mm512_extractf32x8_ps(total, 1));
-  }
-
-  // raise_maximum of eight lanes, whose sums lie by lane.
-  TTS_TARGET_AVX512_BF16 void raise_lanes(const Tile& tile, int64_t first, __m256 most) {
-    const __m256 before = _mm256_load_ps(tile.maximum + first);
-    const __m256 after = _mm256_max_ps(_mm256_roundscale_ps(most, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC), before);
-    const __mmask8 changes = _mm256_cmp_ps_mask(after, before, _CMP_NEQ_UQ);
-    if (changes == 0) return;
-    _mm256_store_ps(tile.maximum + first, after);
-    alignas(32) float factors[kEight];
-    _mm256_store_ps(factors, _mm256_scalef_ps(_mm256_set1_ps(1.0f), _mm256_sub_ps(before, after)));
-    for (int64_t lane = 0; lane < kEight; ++lane) {
-      if ((changes >> lane & 1) == 0) continue;
-      tile.total[first + lane] *= factors[lane];
-      tile.total[kLanes + first + lane] *= factors[lane];
-      float* sums = tile.sums + (first + lane) * key_stride();
-      for (int64_t d = 0; d < key_stride(); ++d) sums[d] *= factors[lane];
-    }
   }
 
   TTS_TARGET_AMX void weigh_tile(const Tile& tile, const View& view, float* scores, BF16* weights) {

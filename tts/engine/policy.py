@@ -16,23 +16,20 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-import tts_kernels
 from tts.engine import batch
 from tts.engine.cache import HiddenStates, Prefill, TreeCache
+from tts.engine.draws import Draws
 from tts.engine.graphs import Capture, Graphs
 from tts.engine.model import Model
 from tts.engine.rows import Recipe, Row, Rows
 from tts.engine.sampling import child_key, root_key
 from tts.engine.session import Session, Ticket
 from tts.engine.stems import Stems
-from tts.engine.stops import EOS, KIND_SHIFT, RUNNING, STEP, STOP, StopTable
 from tts.moves import Answer, Embed, Expand, Steps, Tokens
 from tts.tree import Node, Prompt
 from tts_kernels.pages import OutOfPages
 
 UNLIMITED = 1 << 30
-DRAWN_WITH = ("key", "position", "temperature", "top_k", "top_p", "min_p", "state")
-"""What `sample` reads of a row."""
 
 
 @dataclass(eq=False, slots=True)
@@ -87,9 +84,7 @@ class Policy:
         self.stems = Stems()
         self.cache = TreeCache(self.kv, self.stems.tokens, hidden, self.stems.above)
         self.rows = Rows(max_rows)
-        self.token_bytes = model.token_bytes()
-        self.stops = StopTable(self.token_bytes, model.eos_ids)
-        self._stop_table = torch.empty(0, len(self.token_bytes), dtype=torch.int32, device=model.device)
+        self.draws = Draws(model, self.rows)
         self.seconds, self.num_passes, self.num_preemptions = 0.0, 0, 0
         self._groups: list[Group] = []  # by age
         self._jobs: list[Job] = []  # by age
@@ -267,7 +262,7 @@ class Policy:
         is_cut = isinstance(until, Tokens) and until.count <= (move.max_tokens or UNLIMITED)
         return Recipe(
             sampling=sampling,
-            start_state=self.stops.start(session.step_stop, until.stop if isinstance(until, Answer) else ()),
+            start_state=self.draws.stops.start(session.step_stop, until.stop if isinstance(until, Answer) else ()),
             num_steps=until.count if isinstance(until, Steps) else UNLIMITED,
             max_tokens=until.count if isinstance(until, Tokens) and is_cut else move.max_tokens,
             max_tokens_end="cut" if is_cut else "length",
@@ -299,7 +294,7 @@ class Policy:
         if recipe.forced:
             row.tokens = recipe.forced
             row.logprobs = row.confidence = row.certainty = (math.nan,) * len(recipe.forced)
-            row.state = self.stops.walk(row.state, recipe.forced)
+            row.state = self.draws.stops.walk(row.state, recipe.forced)
         return row
 
     @staticmethod
@@ -434,8 +429,12 @@ class Policy:
             states, source, slots = hidden, np.arange(len(active), dtype=np.int32), active
         else:
             return
-        self._sample(states, source, slots)
-        self._end_rows(slots)
+        self.draws.sample(states, source, slots)
+        if ended := self.draws.ended(slots):
+            ending = [slot for slot, _ in ended]
+            kv_nodes = self.rows.leaf[ending].tolist()
+            for row, kv_node, (_, end) in zip(self.rows.leave(ending), kv_nodes, ended):
+                self._finish(row, kv_node, end)
 
     def _entered(
         self,
@@ -480,79 +479,9 @@ class Policy:
                 self._groups.remove(group)
         return taken
 
-    def _sample(self, states: torch.Tensor, source: np.ndarray, slots: np.ndarray) -> None:
-        """Draw a token for each of `slots`, from the states that `source` names."""
-        rows, device = self.rows, self.model.device
-        columns = source, *(getattr(rows, name)[slots] for name in DRAWN_WITH)
-        wanted = bool(rows.has_statistics[slots].any())
-        if len(self._stop_table) != len(self.stops.table):  # it only grows
-            self._stop_table = torch.from_numpy(self.stops.table).to(device)
-        drawn = tts_kernels.sample(
-            self.model.logits(states),
-            *[torch.from_numpy(c).to(device) for c in columns],
-            self._stop_table,
-            int(wanted),
-            backend=self.model.backend,
-        )
-        rows.record(slots, *[column.cpu().numpy() for column in (drawn if wanted else drawn[:3])])
-
-    def _end_rows(self, slots: np.ndarray) -> None:
-        rows = self.rows
-        kind = rows.state[slots] >> KIND_SHIFT
-        is_limit = rows.count[slots] >= rows.limit[slots]
-        is_watched = rows.has_watch[slots]
-        ended = []
-        for i in np.flatnonzero((kind > RUNNING) | is_limit | is_watched).tolist():
-            slot = int(slots[i])
-            end = self._end(slot, kind[i], is_limit[i], is_watched[i] and self._is_below(slot))
-            if end is not None:
-                ended.append((slot, int(rows.leaf[slot]), end))
-        for (_, leaf, end), row in zip(ended, rows.leave([slot for slot, *_ in ended]) if ended else ()):
-            self._finish(row, leaf, end)
-
-    def _end(self, slot: int, kind: int, is_limit: bool, is_below: bool) -> str | None:
-        """How the row ends that has just drawn a token, None where it goes on; counts and cuts its steps."""
-        rows, row = self.rows, self.rows.held[slot]
-        if kind == STEP:
-            rows.steps_left[slot] -= 1
-        if kind in (EOS, STOP):
-            return "stop"
-        if is_limit:
-            return row.limit_end
-        if kind == STEP:
-            if rows.steps_left[slot] == 0:
-                return "step"
-            row.cuts += (int(rows.count[slot]),)
-        return "watch" if is_below else None
-
-    def _is_below(self, slot: int) -> bool:
-        watch, row, count = self.rows.held[slot].recipe.watch, self.rows.held[slot], int(self.rows.count[slot])
-        if count - len(row.recipe.forced) < watch.window:
-            return False
-        return bool(self.rows.confidence[slot, count - watch.window : count].mean() < watch.below)
-
     def _finish(self, row: Row, kv_node: int, end: str) -> None:
-        """Turn an ended row into its chain of nodes, one a step, and enter their KV."""
-        session, parent, chain = row.ticket.session, row.parent, []
-        bounds = [0, *row.cuts, len(row.tokens)]
-        for begin, until in zip(bounds[:-1], bounds[1:]):
-            is_last = until == bounds[-1]
-            kept = until - (is_last and end == "stop" and not row.recipe.keep_stop)
-            forced = max(0, min(until, len(row.recipe.forced)) - begin)
-            parent = Node(
-                parent,
-                tuple(row.tokens[begin:kept]),
-                b"".join(map(self.token_bytes.__getitem__, row.tokens[begin:kept])),
-                end if is_last else "step",
-                row.key,
-                parent.prompt,
-                num_forced=forced,
-                cost=until - begin - forced,
-                logprobs=tuple(row.logprobs[begin:kept]),
-                stats={name: tuple(getattr(row, name)[begin:kept]) for name in row.recipe.stats},
-                num_drawn_children=0 if is_last else 1,
-            )
-            chain.append(parent)
+        """Turn an ended row into its chain of nodes, and enter their KV."""
+        session, chain = row.ticket.session, self.draws.nodes(row, end)
         self.cache.enter_chain(chain, kv_node)
         drawn = len(row.tokens) - len(row.recipe.forced)
         session.nodes += chain
