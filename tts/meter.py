@@ -72,6 +72,16 @@ class Meter:
     def attention_flops(self) -> float:
         return self.policy_attention_flops + self.verifier_attention_flops
 
+    def charge_prompt(self, model: Charged, count: int) -> None:
+        """The policy reads so many tokens of prompts, or forced ones, for the first time."""
+        self.prompt_tokens += count
+        self.policy_flops += model.flops_per_token * count
+
+    def charge_drawn(self, model: Charged, count: int) -> None:
+        """The policy has drawn so many tokens."""
+        self.policy_tokens += count
+        self.policy_flops += model.flops_per_token * count
+
     def charge_verifier(self, model: Charged, begin: int, end: int) -> None:
         """A verifier reads the tokens at positions `begin` to `end` of a branch for the first time."""
         self.verifier_tokens += end - begin

@@ -7,11 +7,10 @@ token, rows that ended become nodes. All children of a node are drawn from one r
 from __future__ import annotations
 
 import bisect
-import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -21,15 +20,13 @@ from tts.engine.cache import HiddenStates, Prefill, TreeCache
 from tts.engine.draws import Draws
 from tts.engine.graphs import Capture, Graphs
 from tts.engine.model import Model
-from tts.engine.rows import Recipe, Row, Rows
-from tts.engine.sampling import child_key, root_key
+from tts.engine.openings import Openings
+from tts.engine.rows import Row, Rows
 from tts.engine.session import Session, Ticket
 from tts.engine.stems import Stems
-from tts.moves import Answer, Embed, Expand, Steps, Tokens
+from tts.moves import Embed, Expand, Tokens
 from tts.tree import Node, Prompt
 from tts_kernels.pages import OutOfPages
-
-UNLIMITED = 1 << 30
 
 
 @dataclass(eq=False, slots=True)
@@ -85,6 +82,7 @@ class Policy:
         self.cache = TreeCache(self.kv, self.stems.tokens, hidden, self.stems.above)
         self.rows = Rows(max_rows)
         self.draws = Draws(model, self.rows)
+        self.openings = Openings(model, self.cache, self.stems, self.draws.stops)
         self.seconds, self.num_passes, self.num_preemptions = 0.0, 0, 0
         self._groups: list[Group] = []  # by age
         self._jobs: list[Job] = []  # by age
@@ -103,7 +101,7 @@ class Policy:
 
     def check(self, session: Session, prompt: Prompt) -> None:
         """Raise `ValueError` where a problem cannot be run: prompt and longest answer must fit the model and the pool."""
-        num_prompt = len(self._encode(session, prompt))
+        num_prompt = len(self.openings.encode(session, prompt))
         self.model.check_fits(self.kv, num_prompt, session.max_tokens, f"problem {session.id!r}")
 
     def expand(self, session: Session, move: Expand) -> Ticket:
@@ -111,24 +109,24 @@ class Policy:
         widths = move.widths
         if isinstance(move.until, Tokens) and move.until.count == 0:
             return self._expand_empty(session, move)
-        recipe = self._recipe(session, move)
+        recipe = self.openings.recipe(session, move)
         ticket = Ticket(session, [None] * sum(widths), sum(widths))
         index = 0
         for source, width in zip(move.nodes, widths):
             if not width:
                 continue
             is_new = isinstance(source, Prompt) and source not in session.roots
-            parent = self._node(session, source)
+            parent = self.openings.node(session, source)
             if parent.is_done and not move.prefix:
                 raise ValueError(f"Expand: {parent} has ended ({parent.end}); only a prefix can continue it")
-            rows = [self._row(ticket, index + i, parent, recipe) for i in range(width)]
+            rows = [self.openings.row(ticket, index + i, self._num_expansions, parent, recipe) for i in range(width)]
             index += width
             if rows[0].limit <= len(recipe.forced):
                 for row in rows:
                     self._end_without_room(row)
                 continue
             session.meter.reused_tokens += (width - is_new) * parent.num_path_tokens
-            self._charge_prompt(session, width * len(recipe.forced))
+            session.meter.charge_prompt(self.model, width * len(recipe.forced))
             self._wait(Group(self._num_expansions, session, parent, rows))
         self._num_expansions += 1
         return self._opened(ticket)
@@ -137,7 +135,7 @@ class Policy:
         """Children without tokens: nothing is drawn and nothing charged but a prompt that is new."""
         ticket = Ticket(session, [], 0)
         for source, width in zip(move.nodes, move.widths):
-            parent = self._node(session, source)
+            parent = self.openings.node(session, source)
             ticket.nodes += [Node(parent, (), b"", "cut", parent.key, parent.prompt) for _ in range(width)]
         ticket.results += ticket.nodes
         session.nodes += ticket.nodes
@@ -147,7 +145,7 @@ class Policy:
         """Start the move; its results are float32[E] arrays."""
         ticket = Ticket(session, [None] * len(move.nodes), len(move.nodes))
         for index, source in enumerate(move.nodes):
-            self._wait(Group(self._num_expansions, session, self._node(session, source), [], [(ticket, index)]))
+            self._wait(Group(self._num_expansions, session, self.openings.node(session, source), [], [(ticket, index)]))
         self._num_expansions += 1
         return self._opened(ticket)
 
@@ -168,7 +166,7 @@ class Policy:
     def cancel(self, ticket: Ticket) -> int:
         """Stop a move in progress and give its rows' pages back; gives the tokens drawn for it, all of which are charged."""
         in_flight = self.num_in_flight()[ticket]
-        self._charge_drawn(ticket.session, in_flight)
+        ticket.session.meter.charge_drawn(self.model, in_flight)
         self._finished = [t for t in self._finished if t is not ticket]
         for group in self._groups:
             group.rows = [row for row in group.rows if row.ticket is not ticket]
@@ -211,98 +209,6 @@ class Policy:
         self.seconds += time.perf_counter() - started
         finished, self._finished = self._finished, []
         return finished
-
-    # ---- from moves to rows
-
-    def _encode(self, session: Session, prompt: Prompt) -> list[int]:
-        tokens = self.model.encode(session.render(prompt))
-        if not tokens:
-            raise ValueError(f"problem {session.id!r}: its prompt has no tokens")
-        return tokens
-
-    def _node(self, session: Session, source: Node | Prompt) -> Node:
-        """The node to expand; a prompt becomes a root, the same one each time."""
-        if isinstance(source, Node):
-            return source
-        if source not in session.roots:
-            lineage = (
-                session.seed,
-                session.id,
-                source.template,
-                source.model,
-                source.fields,
-                tuple(n.key for n in source.previous),
-            )
-            tokens = self._encode(session, source)
-            self.model.check_fits(self.kv, len(tokens), session.max_tokens, f"problem {session.id!r}, {source.template!r}")
-            root = Node(
-                None,
-                tokens,
-                b"",
-                "prompt",
-                root_key(lineage),
-                source,
-                order=(session.order, len(session.roots)),
-            )
-            alike = (other for prompt, other in session.roots.items() if prompt.model == source.model)
-            shared, stem = self.stems.enter(root, alike, self.cache)
-            session.roots[source] = root
-            session.shared[root] = shared
-            if stem is not None:
-                session.stems.append(stem)
-            session.meter.reused_tokens += shared
-            self._charge_prompt(session, len(root.tokens) - shared)
-        return session.roots[source]
-
-    def _recipe(self, session: Session, move: Expand) -> Recipe:
-        until, sampling = move.until, session.sampling
-        if move.temperature is not None:
-            sampling = replace(sampling, temperature=move.temperature)
-        forced = tuple(self.model.tokenizer(move.prefix, add_special_tokens=False)["input_ids"]) if move.prefix else ()
-        is_cut = isinstance(until, Tokens) and until.count <= (move.max_tokens or UNLIMITED)
-        return Recipe(
-            sampling=sampling,
-            start_state=self.draws.stops.start(session.step_stop, until.stop if isinstance(until, Answer) else ()),
-            num_steps=until.count if isinstance(until, Steps) else UNLIMITED,
-            max_tokens=until.count if isinstance(until, Tokens) and is_cut else move.max_tokens,
-            max_tokens_end="cut" if is_cut else "length",
-            keep_stop=getattr(until, "keep_stop", True),
-            forced=forced,
-            watch=move.watch,
-            stats=move.stats,
-        )
-
-    def _row(self, ticket: Ticket, index: int, parent: Node, recipe: Recipe) -> Row:
-        if recipe.sampling.temperature:
-            key = self._child_key(parent)
-            parent.num_drawn_children += 1
-        else:
-            key = root_key(parent.key, "greedy")
-        left = ticket.session.max_tokens - (parent.num_path_tokens - parent.root.num_path_tokens)
-        wanted = UNLIMITED if recipe.max_tokens is None else recipe.max_tokens + len(recipe.forced)
-        row = Row(
-            ticket,
-            index,
-            self._num_expansions,
-            parent,
-            key,
-            recipe,
-            min(left, wanted),
-            recipe.max_tokens_end if wanted < left else "length",
-        )
-        row.state, row.steps_left = recipe.start_state, recipe.num_steps
-        if recipe.forced:
-            row.tokens = recipe.forced
-            row.logprobs = row.confidence = row.certainty = (math.nan,) * len(recipe.forced)
-            row.state = self.draws.stops.walk(row.state, recipe.forced)
-        return row
-
-    @staticmethod
-    def _child_key(parent: Node) -> int:
-        """Lineages: the first child of a step goes on with its parent's; the children of a prompt are all different."""
-        if parent.parent is None:
-            return root_key(parent.key, parent.num_drawn_children)
-        return child_key(parent.key, parent.num_path_tokens, parent.num_drawn_children)
 
     def _wait(self, group: Group) -> None:
         bisect.insort(self._groups, group, key=lambda g: g.age)
@@ -487,7 +393,7 @@ class Policy:
         session.nodes += chain
         row.ticket.nodes += chain
         row.ticket.num_drawn += drawn
-        self._charge_drawn(session, drawn)
+        session.meter.charge_drawn(self.model, drawn)
         self._put(row.ticket, row.index, chain[-1])
 
     def _end_without_room(self, row: Row) -> None:
@@ -496,14 +402,6 @@ class Policy:
         row.ticket.session.nodes.append(node)
         row.ticket.nodes.append(node)
         row.ticket.put(row.index, node)
-
-    def _charge_drawn(self, session: Session, count: int) -> None:
-        session.meter.policy_tokens += count
-        session.meter.policy_flops += self.flops(count)
-
-    def _charge_prompt(self, session: Session, count: int) -> None:
-        session.meter.prompt_tokens += count
-        session.meter.policy_flops += self.flops(count)
 
     def _put(self, ticket: Ticket, index: int, result: object) -> None:
         if ticket.put(index, result):
