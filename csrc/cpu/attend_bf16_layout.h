@@ -96,7 +96,8 @@ inline Rows keys_of(const Runs& runs) { return {runs, &Run::key, runs.key_stride
 inline Rows values_of(const Runs& runs) { return {runs, &Run::value, runs.value_stride}; }
 
 // Asks for the rows of the block after the one at hand, token by token: few lines are under way at a time, so they are asked for
-// between the other work, not at once.
+// between the other work, not at once. Of a page it asks for the first lines, from which the machine's prefetcher goes on: what
+// is asked for occupies a buffer until it comes, and the loads of the block at hand need those buffers.
 class Ahead {
  public:
   void begin(const Runs& runs, int64_t dim) {
@@ -114,10 +115,8 @@ class Ahead {
       value_ = reinterpret_cast<const char*>(run.value);
       left_ = run.tokens;
     }
-    for (int64_t byte = 0; byte < row_bytes_; byte += 64) {
-      __builtin_prefetch(key_ + byte, 0, 2);
-      __builtin_prefetch(value_ + byte, 0, 2);
-    }
+    ask_for(key_);
+    ask_for(value_);
     key_ += runs_->key_stride * 2;
     value_ += runs_->value_stride * 2;
     --left_;
@@ -128,6 +127,13 @@ class Ahead {
   }
 
  private:
+  static constexpr std::uintptr_t kPage = 4096, kAsked = 3 * kPage / 4;  // bytes
+
+  TTS_INLINE void ask_for(const char* row) const {
+    if (reinterpret_cast<std::uintptr_t>(row) % kPage >= kAsked) return;
+    for (int64_t byte = 0; byte < row_bytes_; byte += 64) __builtin_prefetch(row + byte, 0, 2);
+  }
+
   const Runs* runs_ = nullptr;
   const char *key_ = nullptr, *value_ = nullptr;
   int64_t row_bytes_ = 0, next_ = 0, left_ = 0;
