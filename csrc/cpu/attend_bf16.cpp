@@ -274,7 +274,7 @@ class Task {
     const __m512 most = view.hides ? largest_of_eight<true>(scores, view.tokens, sees, &magnitude)
                                    : largest_of_eight<false>(scores, view.tokens, sees, &magnitude);
     float* totals[2] = {tile.total + first, tile.total + kLanes + first};
-    raise_maximum_of_eight(tile, first, _mm512_castps512_ps256(_mm512_mul_ps(most, _mm512_set1_ps(factor()))), key_stride());
+    raise_maximum_of_eight(tile, first, _mm512_castps512_ps256(_mm512_mul_ps(most, _mm512_set1_ps(factor()))), p_.D);
     const __m512 maximum = _mm512_broadcast_f32x8(_mm256_load_ps(tile.maximum + first));
     const Exponents exponents = magnitude * factor() < Exponents::kMost && !is_large(maximum)
                                     ? Exponents::of(factor(), maximum)

@@ -59,14 +59,15 @@ TTS_TARGET_AVX512_BF16 inline void raise_maximum_of_eight(const Tile& tile, int6
   const __mmask8 changes = _mm256_cmp_ps_mask(after, before, _CMP_NEQ_UQ);
   if (changes == 0) return;
   _mm256_store_ps(tile.maximum + first, after);
+  const int64_t size = round_up(dim, 32);
   alignas(32) float factors[kEight];
   _mm256_store_ps(factors, _mm256_scalef_ps(_mm256_set1_ps(1.0f), _mm256_sub_ps(before, after)));
   for (int64_t lane = 0; lane < kEight; ++lane) {
     if ((changes >> lane & 1) == 0) continue;
     tile.total[first + lane] *= factors[lane];
     tile.total[kLanes + first + lane] *= factors[lane];
-    float* sums = tile.sums + (first + lane) * dim;
-    for (int64_t d = 0; d < dim; ++d) sums[d] *= factors[lane];
+    float* sums = tile.sums + (first + lane) * size;
+    for (int64_t place = 0; place < size; ++place) sums[place] *= factors[lane];
   }
 }
 
